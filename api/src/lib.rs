@@ -4,7 +4,11 @@
 //! no defaults, no checks. `server` and `agent` convert to the domain's types.
 
 /// Version 1 of the wire.
-#[expect(missing_docs, reason = "generated; the .proto files carry the documentation")]
+#[expect(
+    missing_docs,
+    clippy::allow_attributes,
+    reason = "generated; the .proto files carry the documentation"
+)]
 pub mod v1 {
     tonic::include_proto!("rowen.v1");
 }
