@@ -1,1 +1,40 @@
-//! Placeholder.
+//! The replicated state machine: what is true, and the only code that changes it.
+//!
+//! Owns commands, [`Cluster::apply`], the ledger, [`Cluster::verify`] and the
+//! snapshot. It never reads a clock, draws a random number, uses a float or
+//! iterates in hash order: the same log gives the same state hash on every
+//! replica, forever.
+
+mod allocation;
+mod apply;
+mod cluster;
+pub mod codec;
+mod command;
+mod filler;
+mod id;
+mod job;
+mod ledger;
+mod node;
+mod plan;
+mod requests;
+mod snapshot;
+mod spec;
+mod table;
+mod verify;
+
+pub use allocation::{Allocation, Owner, Stop, StopReason, Task, TaskPhase};
+pub use cluster::Cluster;
+pub use command::{
+    Code, Command, Effect, Entry, NodeReport, Outcome, Record, Refusal, Reply, RequestId,
+    TaskReport,
+};
+pub use filler::{Filler, FillerState};
+pub use id::{AllocationId, Epoch, FillerId, GpuMask, JobId, NodeId};
+pub use job::{Hold, Job, JobEvent, JobState};
+pub use ledger::{Class, Meter, UsageKey};
+pub use node::{Duty, GpuSlot, Liveness, Node};
+pub use plan::{Decision, Place, Plan};
+pub use snapshot::SnapshotError;
+pub use spec::{FieldError, FillerSpec, JobSpec, Probe, Resources};
+pub use table::Table;
+pub use verify::Violation;

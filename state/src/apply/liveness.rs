@@ -1,0 +1,110 @@
+//! An agent comes, a node falls silent, a node is lost.
+
+use super::{Answer, not_found};
+use crate::{
+    AllocationId, Cluster, Effect, Liveness, NodeId, NodeReport, Outcome, Owner, Reply, StopReason,
+    TaskPhase,
+};
+
+impl Cluster {
+    /// An agent has come, for the first time or again: what it knows of its tasks is
+    /// reconciled with what the state knows.
+    pub(super) fn node_up(&mut self, report: &NodeReport, outcome: &mut Outcome) -> Answer {
+        let now_ms = self.meta.now_ms;
+        let node = self.nodes.get_mut(report.node).ok_or_else(|| not_found("node", report.node))?;
+        let rebooted = !node.boot_id.is_empty() && node.boot_id != report.boot_id;
+        node.boot_id.clone_from(&report.boot_id);
+        node.addr.clone_from(&report.addr);
+        node.ports.clone_from(&report.ports);
+        node.version.clone_from(&report.version);
+        node.simulated = report.simulated;
+        node.liveness = Liveness::Up;
+        for (ordinal, slot) in (0u32..).zip(&mut node.gpus) {
+            slot.healthy = report.healthy.contains(ordinal);
+        }
+        node.meter_unowned(now_ms);
+        outcome.effects.push(Effect::Push(report.node));
+
+        if rebooted {
+            self.lose_tasks(report.node, |_, _, _| true, "its node restarted", outcome);
+            return Ok(Reply::Done);
+        }
+        for task in &report.tasks {
+            self.task_report(task, outcome);
+        }
+        let known = |id: AllocationId, rank: usize, phase: TaskPhase| {
+            phase == TaskPhase::Bound // not launched yet: it will be
+                || report.tasks.iter().any(|task| task.allocation == id && task.rank as usize == rank)
+        };
+        self.lose_tasks(
+            report.node,
+            |id, rank, phase| !known(id, rank, phase),
+            "its agent lost it",
+            outcome,
+        );
+        Ok(Reply::Done)
+    }
+
+    /// Nothing new goes to a silent node, and its gangs begin to stop elsewhere: their
+    /// workers there are being ended by their shims. Its GPUs stay with their owners.
+    pub(super) fn node_silent(&mut self, id: NodeId, outcome: &mut Outcome) -> Answer {
+        let now_ms = self.meta.now_ms;
+        let node = self.nodes.get_mut(id).ok_or_else(|| not_found("node", id))?;
+        if node.liveness != Liveness::Up {
+            return Ok(Reply::Done);
+        }
+        node.liveness = Liveness::Silent;
+        node.meter_unowned(now_ms);
+        let (name, owners) = (node.name.clone(), node.owners());
+        self.release_holds_on(id, "is silent", outcome);
+        for owner in owners {
+            if let Some(Owner::Gang { job, .. }) = self.allocations.get(owner).map(|a| a.owner) {
+                self.stop_gang(job, StopReason::NodeLost, &format!("{name} was lost"), outcome);
+            }
+        }
+        Ok(Reply::Done)
+    }
+
+    /// The margin has passed: nothing of before can run there any more.
+    pub(super) fn node_lost(&mut self, id: NodeId, outcome: &mut Outcome) -> Answer {
+        self.node_silent(id, outcome)?;
+        let node = self.nodes.get_mut(id).expect("node_silent found it");
+        node.liveness = Liveness::Lost;
+        self.lose_tasks(id, |_, _, _| true, "its node was lost", outcome);
+        Ok(Reply::Done)
+    }
+
+    /// Counts the live tasks of a node of which `lost` says yes as ended, and gives their GPUs back.
+    fn lose_tasks(
+        &mut self,
+        id: NodeId,
+        lost: impl Fn(AllocationId, usize, TaskPhase) -> bool,
+        why: &str,
+        outcome: &mut Outcome,
+    ) {
+        let node = self.nodes.get(id).expect("the caller looked it up");
+        let name = node.name.clone();
+        for owner in node.owners() {
+            let allocation = self.allocations.get(owner).expect("an owner is live");
+            let gang = match allocation.owner {
+                Owner::Gang { job, .. } => Some(job),
+                Owner::Instance { .. } => None,
+            };
+            let ranks: Vec<usize> = (0..)
+                .zip(&allocation.tasks)
+                .filter(|(rank, task)| {
+                    task.node == id && task.phase.live() && lost(owner, *rank, task.phase)
+                })
+                .map(|(rank, _)| rank)
+                .collect();
+            for rank in ranks {
+                if let Some(job) = gang {
+                    self.stop_gang(job, StopReason::NodeLost, &format!("{name} was lost"), outcome);
+                    self.release_task(owner, rank, outcome);
+                }
+                self.task_changed(owner, rank, TaskPhase::Lost, 0, why, outcome);
+            }
+        }
+        self.advance_holds(&[id], outcome);
+    }
+}

@@ -1,0 +1,138 @@
+//! Carrying out a plan: each decision is checked again, and stands or falls alone.
+
+use super::{Answer, gangs::new_task, places::Misfit};
+use crate::{
+    Allocation, AllocationId, Cluster, Decision, FillerId, FillerState, Hold, JobId, JobState,
+    Outcome, Owner, Place, Plan, Reply, StopReason,
+};
+
+impl Cluster {
+    pub(super) fn commit_plan(&mut self, plan: &Plan, outcome: &mut Outcome) -> Answer {
+        let (mut accepted, mut rejected) = (0, 0);
+        for decision in &plan.decisions {
+            match self.decide(decision, outcome) {
+                Ok(()) => accepted += 1,
+                Err(_) => rejected += 1,
+            }
+        }
+        // What no longer fitted stays queued: it wants a fresh plan.
+        outcome.replan |= rejected > 0;
+        Ok(Reply::Planned { accepted, rejected })
+    }
+
+    fn decide(&mut self, decision: &Decision, outcome: &mut Outcome) -> Result<(), Misfit> {
+        match decision {
+            Decision::Start { job, places, why } => {
+                self.queued(*job)?;
+                self.check_gang(&self.jobs.get(*job).expect("queued").spec, places, &[])?;
+                self.bind_gang(*job, places, why, outcome);
+            }
+            Decision::Hold { job, places, victims, why } => {
+                self.hold_gang(*job, places, victims, why, outcome)?;
+            }
+            Decision::StartInstance { filler, place } => {
+                self.start_instance(*filler, *place, outcome)?
+            }
+            Decision::Wait { job, reason } => {
+                self.queued(*job)?;
+                self.set_job_reason(*job, reason.clone());
+                self.tell(*job, format!("waits: {reason}"), outcome);
+            }
+            Decision::Unfilled { filler, reason } => {
+                let filler = self.fillers.get_mut(*filler).ok_or("the filler is gone")?;
+                filler.reason.clone_from(reason);
+            }
+        }
+        Ok(())
+    }
+
+    fn queued(&self, id: JobId) -> Result<(), Misfit> {
+        match self.jobs.get(id) {
+            Some(job) if job.state == JobState::Queued => Ok(()),
+            _ => Err(format!("job {id} does not wait any more")),
+        }
+    }
+
+    fn hold_gang(
+        &mut self,
+        id: JobId,
+        places: &[Place],
+        victims: &[AllocationId],
+        why: &str,
+        outcome: &mut Outcome,
+    ) -> Result<(), Misfit> {
+        self.queued(id)?;
+        if victims.is_empty() {
+            return Err("a hold without victims is a start".into());
+        }
+        for victim in victims {
+            self.check_victim(*victim, places)?;
+        }
+        self.check_gang(&self.jobs.get(id).expect("queued").spec, places, victims)?;
+
+        let mut deadline_ms = self.meta.now_ms;
+        for victim in victims {
+            self.stop(*victim, StopReason::Evicted { by: id }, outcome);
+            let victim = self.allocations.get(*victim).expect("checked above");
+            deadline_ms = deadline_ms.max(victim.stop.map_or(0, |stop| stop.deadline_ms));
+            self.meta.evictions += 1;
+            if let Owner::Instance { filler, .. } = victim.owner
+                && let Some(filler) = self.fillers.get_mut(filler)
+            {
+                filler.evictions += 1;
+            }
+        }
+        for place in places {
+            let node = self.nodes.get_mut(place.node).expect("checked above");
+            for ordinal in place.gpus.iter() {
+                node.gpus[ordinal as usize].held = Some(id);
+            }
+        }
+        let (since_ms, index) = (self.meta.now_ms, self.meta.applied);
+        let job = self.jobs.get_mut(id).expect("queued");
+        job.hold = Some(Hold { places: places.to_vec(), since_ms, deadline_ms, index });
+        self.set_job_state(id, JobState::Holding);
+        self.set_job_reason(id, why.to_owned());
+        self.tell(id, format!("holds GPUs, {} fillers have notice: {why}", victims.len()), outcome);
+        Ok(())
+    }
+
+    fn start_instance(
+        &mut self,
+        id: FillerId,
+        place: Place,
+        outcome: &mut Outcome,
+    ) -> Result<(), Misfit> {
+        let filler = self.fillers.get(id).ok_or("the filler is gone")?;
+        if filler.state != FillerState::Active || filler.backoff_until_ms > self.meta.now_ms {
+            return Err("the filler starts nothing now".into());
+        }
+        if filler.instances.len() >= filler.spec.max_instances as usize {
+            return Err("the filler has all its instances".into());
+        }
+        let spec = filler.spec.clone();
+        self.check_places(&spec.resources, &[place], &[])?;
+        let now_ms = self.meta.now_ms;
+        let epoch = self.epoch();
+        self.meta.last_allocation += 1;
+        let allocation = AllocationId(self.meta.last_allocation);
+        let filler = self.fillers.get_mut(id).expect("looked up above");
+        filler.last_number += 1;
+        filler.instances.push(allocation);
+        let number = filler.last_number;
+        let bound = Allocation {
+            id: allocation,
+            owner: Owner::Instance { filler: id, number },
+            tenant: spec.tenant.clone(),
+            epoch,
+            bound_ms: now_ms,
+            resources: spec.resources.clone(),
+            notice_ms: spec.notice_ms,
+            tasks: vec![new_task(place, now_ms)],
+            port: 0,
+            stop: None,
+        };
+        self.bind(bound, outcome);
+        Ok(())
+    }
+}

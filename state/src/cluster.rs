@@ -1,0 +1,523 @@
+//! The whole replicated state, and the small moves that commands are made of.
+
+use std::{cmp::Reverse, sync::Arc};
+
+use imbl::{OrdMap, OrdSet};
+use rowen_topology::{FabricRecord, FlatIndex, NodePos};
+use serde::Serialize;
+use xxhash_rust::xxh3::xxh3_128;
+
+use crate::{
+    Allocation, AllocationId, Effect, Epoch, Filler, FillerId, GpuMask, Job, JobId, JobState, Node,
+    NodeId, Outcome, Owner, Place, Record, StopReason, Table,
+    codec::{self, Kind},
+    ledger::UsageKey,
+    requests::Requests,
+};
+
+/// Ended jobs kept in the state; older ones are in the archive.
+pub(crate) const ENDED_JOBS: usize = 10_000;
+/// Jobs that may wait or run at once.
+pub(crate) const LIVE_JOBS: usize = 100_000;
+/// Fillers at once.
+pub(crate) const FILLERS: usize = 4_096;
+
+/// Counters and clocks; one row of the state hash.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, serde::Deserialize)]
+pub struct Meta {
+    /// Rises at every restore from backup.
+    pub incarnation: u64,
+    /// Index of the last applied entry.
+    pub applied: u64,
+    /// The state's clock, unix time.
+    pub now_ms: u64,
+    /// Evictions ever.
+    pub evictions: u64,
+    /// Time of GPUs that left the fabric, in the order of [`crate::Class::ALL`].
+    pub retired_ms: [u64; 4],
+    /// Running digest of the archive's records.
+    pub archive_digest: u128,
+    pub(crate) last_job: u64,
+    pub(crate) last_filler: u64,
+    pub(crate) last_allocation: u64,
+    pub(crate) last_node: u32,
+}
+
+/// Everything that is true. A clone is cheap: maps are persistent and share
+/// what does not change; the flat index is a few hundred kilobytes at most.
+#[derive(Clone, Debug)]
+pub struct Cluster {
+    pub(crate) meta: Meta,
+    pub(crate) fabric: Arc<FabricRecord>,
+    pub(crate) nodes: Table<NodeId, Node>,
+    pub(crate) jobs: Table<JobId, Job>,
+    pub(crate) fillers: Table<FillerId, Filler>,
+    pub(crate) allocations: Table<AllocationId, Allocation>,
+    pub(crate) usage: OrdMap<UsageKey, u64>,
+    pub(crate) requests: Requests,
+    pub(crate) derived: Derived,
+}
+
+/// What follows from the rest; in neither hash nor snapshot.
+#[derive(Clone, Debug)]
+pub(crate) struct Derived {
+    pub(crate) index: FlatIndex,
+    /// Node at each dense position.
+    pub(crate) node_at: Arc<Vec<NodeId>>,
+    pub(crate) pos_of: OrdMap<NodeId, NodePos>,
+    pub(crate) by_name: OrdMap<String, NodeId>,
+    pub(crate) fillers_by_name: OrdMap<String, FillerId>,
+    /// Queued jobs, next first.
+    pub(crate) queue: OrdSet<(Reverse<u32>, JobId)>,
+    /// Ended jobs, oldest first.
+    pub(crate) ended: OrdSet<(u64, JobId)>,
+    /// Jobs and allocations with something that a tick may end.
+    pub(crate) timed: OrdSet<JobId>,
+    /// Hash of the fabric and digest of usage lines, brought up to date with them.
+    pub(crate) fabric_hash: u128,
+    pub(crate) usage_digest: u128,
+}
+
+impl Default for Cluster {
+    fn default() -> Self {
+        Cluster::new(1)
+    }
+}
+
+impl Cluster {
+    /// An empty cluster.
+    pub fn new(incarnation: u64) -> Self {
+        let fabric = FabricRecord::default();
+        Cluster {
+            meta: Meta {
+                incarnation,
+                applied: 0,
+                now_ms: 0,
+                evictions: 0,
+                retired_ms: [0; 4],
+                archive_digest: 0,
+                last_job: 0,
+                last_filler: 0,
+                last_allocation: 0,
+                last_node: 0,
+            },
+            nodes: Table::new(1),
+            jobs: Table::new(2),
+            fillers: Table::new(3),
+            allocations: Table::new(4),
+            usage: OrdMap::new(),
+            requests: Requests::default(),
+            derived: Derived::empty(&fabric),
+            fabric: Arc::new(fabric),
+        }
+    }
+
+    /// Counters and clocks.
+    pub fn meta(&self) -> &Meta {
+        &self.meta
+    }
+
+    /// The state's clock, unix time.
+    pub fn now_ms(&self) -> u64 {
+        self.meta.now_ms
+    }
+
+    /// Index of the last applied entry.
+    pub fn applied(&self) -> u64 {
+        self.meta.applied
+    }
+
+    /// The fabric as its operator gave it.
+    pub fn fabric(&self) -> &Arc<FabricRecord> {
+        &self.fabric
+    }
+
+    /// Free and reclaimable GPUs on every level. Holds the node at each position of [`Cluster::node_at`].
+    pub fn index(&self) -> &FlatIndex {
+        &self.derived.index
+    }
+
+    /// The node at a position of the index.
+    pub fn node_at(&self, pos: NodePos) -> &Node {
+        self.nodes.get(self.derived.node_at[pos.0 as usize]).expect("every position has its node")
+    }
+
+    /// A node's position in the index.
+    pub fn pos_of(&self, node: NodeId) -> Option<NodePos> {
+        self.derived.pos_of.get(&node).copied()
+    }
+
+    /// Nodes by id.
+    pub fn nodes(&self) -> &Table<NodeId, Node> {
+        &self.nodes
+    }
+
+    /// The node of that name.
+    pub fn node_named(&self, name: &str) -> Option<&Node> {
+        self.nodes.get(*self.derived.by_name.get(name)?)
+    }
+
+    /// Jobs by id: live ones and the newest ended.
+    pub fn jobs(&self) -> &Table<JobId, Job> {
+        &self.jobs
+    }
+
+    /// Queued jobs, next first.
+    pub fn queue(&self) -> impl Iterator<Item = &Job> {
+        self.derived
+            .queue
+            .iter()
+            .map(|(_, id)| self.jobs.get(*id).expect("a queued job is in the table"))
+    }
+
+    /// How many jobs are queued.
+    pub fn queue_len(&self) -> usize {
+        self.derived.queue.len()
+    }
+
+    /// Fillers by id.
+    pub fn fillers(&self) -> &Table<FillerId, Filler> {
+        &self.fillers
+    }
+
+    /// The filler of that name.
+    pub fn filler_named(&self, name: &str) -> Option<&Filler> {
+        self.fillers.get(*self.derived.fillers_by_name.get(name)?)
+    }
+
+    /// Live allocations by id.
+    pub fn allocations(&self) -> &Table<AllocationId, Allocation> {
+        &self.allocations
+    }
+
+    /// GPU-milliseconds of allocations that are over, by tenant, class and model.
+    pub fn usage(&self) -> impl Iterator<Item = (&UsageKey, u64)> {
+        self.usage.iter().map(|(key, gpu_ms)| (key, *gpu_ms))
+    }
+
+    /// Hash of the whole state: equal on every replica at equal index.
+    pub fn state_hash(&self) -> u128 {
+        let mut bytes = Vec::with_capacity(256);
+        codec::canonical(&self.meta, &mut bytes);
+        codec::canonical(
+            &[
+                self.nodes.digest(),
+                self.jobs.digest(),
+                self.fillers.digest(),
+                self.allocations.digest(),
+                self.requests.digest(),
+                self.derived.fabric_hash,
+                self.derived.usage_digest,
+            ],
+            &mut bytes,
+        );
+        xxh3_128(&bytes)
+    }
+
+    /// GPUs a node could give to a gang by evicting fillers: owned by instances
+    /// that are not already on their way out, held for nobody.
+    pub fn reclaimable(&self, node: &Node) -> GpuMask {
+        if !node.schedulable() {
+            return GpuMask::NONE;
+        }
+        node.mask(|slot| {
+            slot.held.is_none()
+                && slot.owner.and_then(|owner| self.allocations.get(owner)).is_some_and(
+                    |allocation| {
+                        allocation.stop.is_none()
+                            && matches!(allocation.owner, Owner::Instance { .. })
+                    },
+                )
+        })
+    }
+
+    /// Cores and memory (MiB) claimed on a node, by its owners and by holds on it.
+    pub fn claimed(&self, node: &Node) -> (u32, u64) {
+        let by_owners =
+            node.owners().into_iter().filter_map(|id| self.allocations.get(id)).flat_map(|a| {
+                a.tasks
+                    .iter()
+                    .filter(|task| task.node == node.id && !task.released)
+                    .map(|_| &a.resources)
+            });
+        let by_holds =
+            node.holders().into_iter().filter_map(|id| self.jobs.get(id)).flat_map(|job| {
+                let places = job.hold.iter().flat_map(|hold| &hold.places);
+                places.filter(|place| place.node == node.id).map(|_| &job.spec.resources)
+            });
+        by_owners
+            .chain(by_holds)
+            .fold((0, 0), |(cpus, memory), claim| (cpus + claim.cpus, memory + claim.memory_mib))
+    }
+
+    /// Time of every GPU that is or was in the fabric, until now, in the order of [`crate::Class::ALL`].
+    pub fn gpu_time_ms(&self) -> [u64; 4] {
+        let mut totals = self.meta.retired_ms;
+        for slot in self.nodes.values().flat_map(|node| &node.gpus) {
+            for (total, ms) in totals.iter_mut().zip(slot.meter.totals(self.meta.now_ms)) {
+                *total += ms;
+            }
+        }
+        totals
+    }
+
+    /// Moves a job to `state`, and with it the queue and the list of ended jobs.
+    pub(crate) fn set_job_state(&mut self, id: JobId, state: JobState) {
+        let now_ms = self.meta.now_ms;
+        let index = self.meta.applied;
+        let job = self.jobs.get_mut(id).expect("the job exists");
+        let place = (Reverse(job.spec.priority), id);
+        if job.state == JobState::Queued {
+            self.derived.queue.remove(&place);
+        }
+        job.state = state;
+        if state == JobState::Queued {
+            self.derived.queue.insert(place);
+        }
+        let timed = matches!(state, JobState::Holding)
+            || (state == JobState::Running && job.spec.time_limit_ms > 0);
+        if timed {
+            self.derived.timed.insert(id);
+        } else {
+            self.derived.timed.remove(&id);
+        }
+        if state.ended() {
+            job.ended_ms = now_ms;
+            job.reason_index = index; // orders the ended jobs
+            self.derived.ended.insert((index, id));
+        }
+    }
+
+    /// Binds GPUs to an owner: allocation, slots, meters, generations.
+    pub(crate) fn bind(&mut self, allocation: Allocation, outcome: &mut Outcome) {
+        let (id, class, now_ms) = (allocation.id, allocation.owner.class(), self.meta.now_ms);
+        for task in &allocation.tasks {
+            let node = self.nodes.get_mut(task.node).expect("a place was checked");
+            for ordinal in task.gpus.iter() {
+                let slot = &mut node.gpus[ordinal as usize];
+                assert!(slot.owner.is_none(), "GPU {ordinal} of {} has an owner", node.name);
+                slot.owner = Some(id);
+                slot.held = None;
+                slot.meter.switch(now_ms, class);
+            }
+            outcome.effects.push(Effect::Push(task.node));
+        }
+        self.allocations.insert(id, allocation);
+    }
+
+    /// Gives a task's GPUs back to their node and books their time. Once only.
+    pub(crate) fn release_task(&mut self, id: AllocationId, rank: usize, outcome: &mut Outcome) {
+        let now_ms = self.meta.now_ms;
+        let allocation = self.allocations.get_mut(id).expect("the allocation exists");
+        let task = &mut allocation.tasks[rank];
+        if std::mem::replace(&mut task.released, true) {
+            return;
+        }
+        let (owner, tenant, bound_ms) =
+            (allocation.owner, allocation.tenant.clone(), allocation.bound_ms);
+        let (node_id, gpus) = (task.node, task.gpus);
+        let node = self.nodes.get_mut(node_id).expect("a node with an owner stays");
+        for ordinal in gpus.iter() {
+            let slot = &mut node.gpus[ordinal as usize];
+            assert_eq!(slot.owner, Some(id), "GPU {ordinal} of {} changed hands", node.name);
+            slot.owner = None;
+        }
+        node.meter_unowned(now_ms);
+        let gpu_ms = (now_ms - bound_ms) * u64::from(gpus.count());
+        let key = UsageKey { tenant, class: owner.class(), gpu_model: node.gpu_model.clone() };
+        self.book(key, gpu_ms);
+        match owner {
+            Owner::Gang { job, .. } => {
+                self.jobs.get_mut(job).expect("its job exists").gpu_ms += gpu_ms;
+            }
+            Owner::Instance { filler, .. } => {
+                self.fillers.get_mut(filler).expect("its filler exists").gpu_ms += gpu_ms;
+            }
+        }
+        outcome.effects.push(Effect::Push(node_id));
+        outcome.replan = true;
+    }
+
+    fn book(&mut self, key: UsageKey, gpu_ms: u64) {
+        let old = self.usage.get(&key).copied();
+        let new = old.unwrap_or(0) + gpu_ms;
+        if let Some(old) = old {
+            self.derived.usage_digest =
+                self.derived.usage_digest.wrapping_sub(usage_hash(&key, old));
+        }
+        self.derived.usage_digest = self.derived.usage_digest.wrapping_add(usage_hash(&key, new));
+        self.usage.insert(key, new);
+    }
+
+    /// Begins to take an allocation back, with the notice it was promised.
+    pub(crate) fn stop(&mut self, id: AllocationId, reason: StopReason, outcome: &mut Outcome) {
+        let now_ms = self.meta.now_ms;
+        let Some(allocation) = self.allocations.get(id) else { return };
+        if allocation.stop.is_some() {
+            return;
+        }
+        let withdraw_ms = match allocation.owner {
+            Owner::Instance { filler, .. } => {
+                self.fillers.get(filler).map_or(0, |filler| filler.spec.withdraw_ms)
+            }
+            Owner::Gang { .. } => 0,
+        };
+        let allocation = self.allocations.get_mut(id).expect("looked up above");
+        let notice_ms = allocation.notice_ms;
+        allocation.stop = Some(crate::Stop {
+            reason,
+            since_ms: now_ms,
+            deadline_ms: now_ms + notice_ms,
+            withdraw_ms: withdraw_ms.min(notice_ms),
+        });
+        let nodes: Vec<_> = allocation.tasks.iter().map(|task| task.node).collect();
+        outcome.effects.extend(nodes.into_iter().map(Effect::Push));
+    }
+
+    /// Lets go of a hold; the job waits again.
+    pub(crate) fn release_hold(&mut self, id: JobId, why: &str, outcome: &mut Outcome) {
+        let Some(hold) = self.jobs.get_mut(id).and_then(|job| job.hold.take()) else { return };
+        for Place { node, gpus } in hold.places {
+            let Some(node) = self.nodes.get_mut(node) else { continue };
+            for ordinal in gpus.iter() {
+                node.gpus[ordinal as usize].held = None;
+            }
+        }
+        self.set_job_state(id, JobState::Queued);
+        self.set_job_reason(id, why.to_owned());
+        self.tell(id, format!("the hold was released: {why}"), outcome);
+        outcome.replan = true;
+    }
+
+    pub(crate) fn set_job_reason(&mut self, id: JobId, reason: String) {
+        let index = self.meta.applied;
+        let job = self.jobs.get_mut(id).expect("the job exists");
+        job.reason = reason;
+        job.reason_index = index;
+    }
+
+    /// Adds a line to a job's story in the archive.
+    pub(crate) fn tell(&self, id: JobId, what: String, outcome: &mut Outcome) {
+        let event = crate::JobEvent { index: self.meta.applied, at_ms: self.meta.now_ms, what };
+        let mut key = Cluster::story_prefix(id);
+        key.extend_from_slice(&self.meta.applied.to_be_bytes());
+        key.extend_from_slice(&(outcome.records.len() as u32).to_be_bytes());
+        outcome.records.push(record(key, &event));
+    }
+
+    /// The archive's keys of a job's story begin so; then index and line number.
+    pub fn story_prefix(id: JobId) -> Vec<u8> {
+        let mut key = b"story/".to_vec();
+        key.extend_from_slice(&id.0.to_be_bytes());
+        key
+    }
+
+    /// The archive's key of an ended job that left the state: a [`Job`].
+    pub fn job_key(id: JobId) -> Vec<u8> {
+        let mut key = b"job/".to_vec();
+        key.extend_from_slice(&id.0.to_be_bytes());
+        key
+    }
+
+    pub(crate) fn epoch(&self) -> Epoch {
+        Epoch { incarnation: self.meta.incarnation, index: self.meta.applied }
+    }
+
+    /// Everything derived is brought up to date with what an entry changed.
+    pub(crate) fn settle(&mut self, outcome: &mut Outcome) {
+        outcome.effects.sort_unstable();
+        outcome.effects.dedup();
+        for Effect::Push(node) in &outcome.effects {
+            if let Some(node) = self.nodes.get_mut(*node) {
+                node.generation += 1;
+            }
+        }
+        for record in &outcome.records {
+            let mut bytes = self.meta.archive_digest.to_le_bytes().to_vec();
+            codec::canonical(&(&record.key, &record.value), &mut bytes);
+            self.meta.archive_digest = xxh3_128(&bytes);
+        }
+        for id in self.nodes.dirty() {
+            self.refresh_index(id);
+        }
+        self.nodes.settle();
+        self.jobs.settle();
+        self.fillers.settle();
+        self.allocations.settle();
+    }
+
+    fn refresh_index(&mut self, id: NodeId) {
+        let (Some(pos), Some(node)) = (self.pos_of(id), self.nodes.get(id)) else { return };
+        let (free, reclaimable) =
+            (node.free().count() as u16, self.reclaimable(node).count() as u16);
+        let in_service = node.schedulable();
+        self.derived.index.set_in_service(pos, in_service);
+        self.derived.index.set_node(pos, free, reclaimable);
+    }
+
+    /// Rebuilds what is derived, after a new fabric or a restore.
+    pub(crate) fn rebuild_derived(&mut self) {
+        let mut derived = Derived::empty(&self.fabric);
+        derived.by_name = self.nodes.iter().map(|(id, node)| (node.name.clone(), id)).collect();
+        let node_at: Vec<NodeId> = (0..derived.index.node_count())
+            .map(|pos| {
+                let record = &self.fabric.nodes[derived.index.node_record(NodePos(pos))];
+                derived.by_name[&record.name]
+            })
+            .collect();
+        derived.pos_of = (0..).map(NodePos).zip(&node_at).map(|(pos, id)| (*id, pos)).collect();
+        derived.node_at = Arc::new(node_at);
+        derived.fillers_by_name =
+            self.fillers.iter().map(|(id, filler)| (filler.spec.name.clone(), id)).collect();
+        for (id, job) in self.jobs.iter() {
+            if job.state == JobState::Queued {
+                derived.queue.insert((Reverse(job.spec.priority), id));
+            }
+            if job.state == JobState::Holding
+                || (job.state == JobState::Running && job.spec.time_limit_ms > 0)
+            {
+                derived.timed.insert(id);
+            }
+            if job.state.ended() {
+                derived.ended.insert((job.reason_index, id));
+            }
+        }
+        derived.usage_digest = self
+            .usage
+            .iter()
+            .fold(0, |digest, (key, gpu_ms)| digest.wrapping_add(usage_hash(key, *gpu_ms)));
+        self.derived = derived;
+        for id in self.nodes.iter().map(|(id, _)| id).collect::<Vec<_>>() {
+            self.refresh_index(id);
+        }
+    }
+}
+
+impl Derived {
+    fn empty(fabric: &FabricRecord) -> Self {
+        let mut bytes = Vec::new();
+        codec::canonical(fabric, &mut bytes);
+        Derived {
+            index: FlatIndex::build(fabric).expect("a fabric in the state was checked"),
+            node_at: Arc::default(),
+            pos_of: OrdMap::new(),
+            by_name: OrdMap::new(),
+            fillers_by_name: OrdMap::new(),
+            queue: OrdSet::new(),
+            ended: OrdSet::new(),
+            timed: OrdSet::new(),
+            fabric_hash: xxh3_128(&bytes),
+            usage_digest: 0,
+        }
+    }
+}
+
+fn usage_hash(key: &UsageKey, gpu_ms: u64) -> u128 {
+    let mut bytes = vec![5];
+    codec::canonical(&(key, gpu_ms), &mut bytes);
+    xxh3_128(&bytes)
+}
+
+pub(crate) fn record<T: Serialize>(key: Vec<u8>, value: &T) -> Record {
+    Record { key, value: codec::encode(Kind::Archive, value).expect("an archive line is small") }
+}

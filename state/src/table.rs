@@ -1,0 +1,123 @@
+//! A persistent ordered map that knows the hash of its rows.
+
+use std::{
+    collections::BTreeSet,
+    fmt::{self, Debug},
+};
+
+use imbl::OrdMap;
+use serde::Serialize;
+use xxhash_rust::xxh3::xxh3_128;
+
+use crate::codec;
+
+/// Rows by key. A clone is O(1) and shares what does not change.
+///
+/// The digest is the sum (mod 2^128) of the rows' hashes: independent of the
+/// order of changes, so that a restored snapshot and a replayed log agree.
+/// [`Table::settle`] brings it up to date after changes; [`crate::Cluster`]
+/// does so once at the end of each apply, however often a row changed in it.
+#[derive(Clone)]
+pub struct Table<K, V> {
+    rows: OrdMap<K, Row<V>>,
+    dirty: BTreeSet<K>,
+    digest: u128,
+    tag: u8,
+}
+
+#[derive(Clone, Debug)]
+struct Row<V> {
+    value: V,
+    hash: u128, // as of the last settle, 0 before the first
+}
+
+impl<K: Ord + Debug, V: Debug> Debug for Table<K, V> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_map().entries(self.rows.iter().map(|(key, row)| (key, &row.value))).finish()
+    }
+}
+
+impl<K: Ord + Copy + Debug + Serialize, V: Clone + Serialize> Table<K, V> {
+    /// An empty table; `tag` keeps equal rows of two tables apart.
+    pub(crate) fn new(tag: u8) -> Self {
+        Table { rows: OrdMap::new(), dirty: BTreeSet::new(), digest: 0, tag }
+    }
+
+    /// The row of `key`.
+    pub fn get(&self, key: K) -> Option<&V> {
+        self.rows.get(&key).map(|row| &row.value)
+    }
+
+    /// Whether `key` has a row.
+    pub fn contains(&self, key: K) -> bool {
+        self.rows.contains_key(&key)
+    }
+
+    /// Rows in rising order of their keys.
+    pub fn iter(&self) -> impl DoubleEndedIterator<Item = (K, &V)> {
+        self.rows.iter().map(|(key, row)| (*key, &row.value))
+    }
+
+    /// Values in rising order of their keys.
+    pub fn values(&self) -> impl DoubleEndedIterator<Item = &V> {
+        self.rows.iter().map(|(_, row)| &row.value)
+    }
+
+    /// How many rows.
+    pub fn len(&self) -> usize {
+        self.rows.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.rows.is_empty()
+    }
+
+    /// The digest as of the last [`Table::settle`].
+    pub(crate) fn digest(&self) -> u128 {
+        debug_assert!(self.dirty.is_empty(), "the digest was read before settle");
+        self.digest
+    }
+
+    /// The row of `key`, to be changed; its hash is due.
+    pub(crate) fn get_mut(&mut self, key: K) -> Option<&mut V> {
+        let row = self.rows.get_mut(&key)?;
+        self.dirty.insert(key);
+        Some(&mut row.value)
+    }
+
+    /// Adds or replaces a row.
+    pub(crate) fn insert(&mut self, key: K, value: V) {
+        let hash = self.rows.get(&key).map_or(0, |row| row.hash);
+        self.rows.insert(key, Row { value, hash });
+        self.dirty.insert(key);
+    }
+
+    /// Takes a row out.
+    pub(crate) fn remove(&mut self, key: K) -> Option<V> {
+        let row = self.rows.remove(&key)?;
+        self.dirty.remove(&key);
+        self.digest = self.digest.wrapping_sub(row.hash);
+        Some(row.value)
+    }
+
+    /// Rows changed since the last settle, rising.
+    pub(crate) fn dirty(&self) -> Vec<K> {
+        self.dirty.iter().copied().collect()
+    }
+
+    /// Brings the digest up to date.
+    pub(crate) fn settle(&mut self) {
+        let mut bytes = Vec::new();
+        for key in std::mem::take(&mut self.dirty) {
+            let row = self.rows.get_mut(&key).expect("a dirty row is in the table");
+            bytes.clear();
+            bytes.push(self.tag);
+            codec::canonical(&key, &mut bytes);
+            codec::canonical(&row.value, &mut bytes);
+            let hash = xxh3_128(&bytes);
+            self.digest = self.digest.wrapping_sub(row.hash).wrapping_add(hash);
+            row.hash = hash;
+        }
+    }
+}

@@ -1,0 +1,234 @@
+//! Every invariant of the state, checked from scratch. Used by tests, chaos and operators.
+
+use std::collections::BTreeMap;
+
+use crate::{
+    Allocation, AllocationId, Class, Cluster, GpuMask, JobState, NodeId, Owner, ledger::UsageKey,
+};
+
+/// An invariant that does not hold.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Violation {
+    /// Which invariant.
+    pub invariant: &'static str,
+    /// Where, and what was found.
+    pub detail: String,
+}
+
+impl std::fmt::Display for Violation {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}: {}", self.invariant, self.detail)
+    }
+}
+
+struct Findings(Vec<Violation>);
+
+impl Findings {
+    fn check(&mut self, holds: bool, invariant: &'static str, detail: impl FnOnce() -> String) {
+        if !holds {
+            self.0.push(Violation { invariant, detail: detail() });
+        }
+    }
+}
+
+impl Cluster {
+    /// Checks every invariant; O(state). Empty is good.
+    pub fn verify(&self) -> Vec<Violation> {
+        let mut findings = Findings(Vec::new());
+        self.verify_gpus(&mut findings);
+        self.verify_jobs(&mut findings);
+        self.verify_fillers(&mut findings);
+        self.verify_ledger(&mut findings);
+        self.verify_derived(&mut findings);
+        findings.0
+    }
+
+    /// Slots and allocations say the same: no GPU has two owners, none has a lost one.
+    fn verify_gpus(&self, findings: &mut Findings) {
+        let mut by_tasks: BTreeMap<(NodeId, u32), AllocationId> = BTreeMap::new();
+        for (id, allocation) in self.allocations.iter() {
+            for task in allocation.tasks.iter().filter(|task| !task.released) {
+                for ordinal in task.gpus.iter() {
+                    let other = by_tasks.insert((task.node, ordinal), id);
+                    findings.check(other.is_none(), "one owner a GPU", || {
+                        format!("GPU {ordinal} of node {} has {id} and {other:?}", task.node)
+                    });
+                }
+            }
+            findings
+                .check(allocation.live(), "a live allocation has a live task", || format!("{id}"));
+            findings.check(
+                allocation.epoch.index <= self.meta.applied,
+                "epochs come from the log",
+                || format!("{id} has {:?}", allocation.epoch),
+            );
+        }
+        for node in self.nodes.values() {
+            for (ordinal, slot) in (0u32..).zip(&node.gpus) {
+                let owner = by_tasks.remove(&(node.id, ordinal));
+                findings.check(slot.owner == owner, "slots and allocations agree", || {
+                    format!(
+                        "GPU {ordinal} of {}: slot {:?}, allocation {owner:?}",
+                        node.name, slot.owner
+                    )
+                });
+                let class = owner
+                    .and_then(|id| self.allocations.get(id))
+                    .map(|allocation| allocation.owner.class());
+                let metered = match class {
+                    Some(class) => slot.meter.class == class,
+                    None => matches!(slot.meter.class, Class::Idle | Class::Down),
+                };
+                findings.check(metered, "the meter follows the owner", || {
+                    format!("GPU {ordinal} of {}: {:?} for {class:?}", node.name, slot.meter.class)
+                });
+            }
+        }
+        findings.check(by_tasks.is_empty(), "allocations lie on nodes", || format!("{by_tasks:?}"));
+    }
+
+    /// A job's state, its allocation and its hold fit together.
+    fn verify_jobs(&self, findings: &mut Findings) {
+        let mut held: BTreeMap<NodeId, GpuMask> = BTreeMap::new();
+        for (id, job) in self.jobs.iter() {
+            let bound =
+                matches!(job.state, JobState::Starting | JobState::Running | JobState::Stopping);
+            findings.check(
+                job.allocation.is_some() == bound,
+                "an attempt has an allocation",
+                || format!("job {id} is {:?} with {:?}", job.state, job.allocation),
+            );
+            findings.check(
+                (job.state == JobState::Stopping) == job.stopping.is_some(),
+                "stopping has a reason",
+                || format!("job {id} is {:?} for {:?}", job.state, job.stopping),
+            );
+            if let Some(allocation) = job.allocation.and_then(|id| self.allocations.get(id)) {
+                self.verify_gang(id, job.attempt, job.spec.workers, allocation, findings);
+            }
+            let holding = job.state == JobState::Holding;
+            findings.check(
+                job.hold.is_some() == holding,
+                "a hold belongs to a holding job",
+                || format!("job {id} is {:?}", job.state),
+            );
+            for place in job.hold.iter().flat_map(|hold| &hold.places) {
+                let mask = held.entry(place.node).or_default();
+                findings.check(mask.and(place.gpus).is_empty(), "one hold a GPU", || {
+                    format!("job {id}")
+                });
+                *mask = mask.or(place.gpus);
+            }
+            findings.check(job.state.ended() == (job.ended_ms > 0), "ended has a time", || {
+                format!("job {id}")
+            });
+        }
+        for node in self.nodes.values() {
+            let slots = node.mask(|slot| slot.held.is_some());
+            let holds = held.get(&node.id).copied().unwrap_or_default();
+            findings.check(slots == holds, "slots and holds agree", || {
+                format!("{}: slots {slots:?}, holds {holds:?}", node.name)
+            });
+        }
+    }
+
+    fn verify_gang(
+        &self,
+        id: crate::JobId,
+        attempt: u32,
+        workers: u32,
+        allocation: &Allocation,
+        findings: &mut Findings,
+    ) {
+        let owner = Owner::Gang { job: id, attempt };
+        findings.check(allocation.owner == owner, "an attempt owns its allocation", || {
+            format!("job {id}: {:?}", allocation.owner)
+        });
+        findings.check(allocation.tasks.len() == workers as usize, "all or nothing", || {
+            format!("job {id} has {} of {workers} tasks", allocation.tasks.len())
+        });
+    }
+
+    fn verify_fillers(&self, findings: &mut Findings) {
+        for (id, filler) in self.fillers.iter() {
+            let owned = self.allocations.iter().filter(|(_, allocation)| {
+                matches!(allocation.owner, Owner::Instance { filler, .. } if filler == id)
+            });
+            let owned: Vec<_> = owned.map(|(id, _)| id).collect();
+            findings.check(filler.instances == owned, "a filler lists its instances", || {
+                format!("{}: lists {:?}, owns {owned:?}", filler.spec.name, filler.instances)
+            });
+        }
+    }
+
+    /// allocated + idle + down = elapsed for each GPU; the ledger's lines and the meters agree.
+    fn verify_ledger(&self, findings: &mut Findings) {
+        let now_ms = self.meta.now_ms;
+        for node in self.nodes.values() {
+            for (ordinal, slot) in node.gpus.iter().enumerate() {
+                let total: u64 = slot.meter.totals(now_ms).iter().sum();
+                findings.check(
+                    total == now_ms - slot.meter.added_ms,
+                    "allocated + idle + down = elapsed",
+                    || {
+                        format!(
+                            "GPU {ordinal} of {}: {total} ms of {}",
+                            node.name,
+                            now_ms - slot.meter.added_ms
+                        )
+                    },
+                );
+            }
+        }
+        let metered = self.gpu_time_ms();
+        let mut billed = [0u64; 4];
+        for (UsageKey { class, .. }, gpu_ms) in &self.usage {
+            billed[*class as usize] += gpu_ms;
+        }
+        for allocation in self.allocations.values() {
+            let class = allocation.owner.class() as usize;
+            for task in allocation.tasks.iter().filter(|task| !task.released) {
+                billed[class] += (now_ms - allocation.bound_ms) * u64::from(task.gpus.count());
+            }
+        }
+        for class in [Class::Gang, Class::Filler] {
+            let (metered, billed) = (metered[class as usize], billed[class as usize]);
+            findings.check(metered == billed, "meters and ledger agree", || {
+                format!("{}: {metered} metered, {billed} billed", class.as_str())
+            });
+        }
+    }
+
+    /// The derived parts equal a fresh derivation, and the digests a fresh sum.
+    fn verify_derived(&self, findings: &mut Findings) {
+        match self.to_snapshot().and_then(|bytes| Cluster::from_snapshot(&bytes)) {
+            Err(error) => {
+                findings.check(false, "a snapshot restores", || error.to_string());
+            }
+            Ok(fresh) => {
+                findings.check(
+                    fresh.derived.index == self.derived.index,
+                    "the flat index is derived",
+                    || "free or reclaimable counts differ from a fresh index".into(),
+                );
+                findings.check(
+                    fresh.derived.queue == self.derived.queue,
+                    "the queue is derived",
+                    || format!("{:?} against {:?}", self.derived.queue, fresh.derived.queue),
+                );
+                findings.check(
+                    fresh.derived.timed == self.derived.timed,
+                    "timed jobs are derived",
+                    || format!("{:?} against {:?}", self.derived.timed, fresh.derived.timed),
+                );
+                findings.check(
+                    fresh.derived.ended == self.derived.ended,
+                    "ended jobs are derived",
+                    || format!("{:?} against {:?}", self.derived.ended, fresh.derived.ended),
+                );
+                let names = fresh.derived.fillers_by_name == self.derived.fillers_by_name;
+                findings.check(names, "names of fillers are derived", String::new);
+            }
+        }
+    }
+}
