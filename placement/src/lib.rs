@@ -1,1 +1,133 @@
-//! Placeholder.
+//! Planning over an immutable view of the state: same view, same plan.
+//!
+//! One cycle tries every queued gang in the order of the queue, each by the passes of
+//! [`Cycle::consider`], least disruptive first, and then fills what remains. It reads the view and
+//! a [`draft::Draft`] over it; it never writes state, reads a clock or draws a random number.
+//!
+//! # Who waits for whom
+//! - A gang that fits nowhere now does not stop later gangs: they may take what it cannot use yet.
+//!   (Planned starts, which protect large gangs from a stream of small ones, come with backfill.)
+//! - A gang that fits once allocations which already end have ended *earmarks* those GPUs: neither
+//!   later gangs nor fillers get them, so a short wait does not become a long one.
+//! - Fillers come last. Whatever a gang could use now, with or without eviction, it was given
+//!   before; so no gang ever waits for a filler longer than that filler's notice.
+
+mod demand;
+mod draft;
+mod dry_run;
+mod explain;
+mod fit;
+mod node;
+mod passes;
+mod reason;
+
+#[cfg(test)]
+mod test_world;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+
+use rowen_state::{Cluster, Decision, Job, JobId, Plan};
+
+use crate::{
+    demand::Ask,
+    draft::Draft,
+    fit::Placement,
+    passes::{allocate, earmark, fill, preempt},
+};
+
+pub use dry_run::{DryRun, dry_run};
+pub use explain::{Explanation, LevelReason, explain};
+
+/// A plan has at most about this many decisions; the rest is for the next cycle. A caller plans
+/// again after each commit, until a plan is empty.
+pub const MAX_DECISIONS: usize = 4_096;
+
+/// Everything one cycle proposes for the view as it is. Pure: same view, same plan.
+pub fn plan(view: &Cluster) -> Plan {
+    let mut cycle = Cycle::new(view);
+    if cycle.gangs() {
+        fill::fill(&mut cycle);
+    }
+    Plan { based_on: view.applied(), decisions: cycle.decisions }
+}
+
+/// One planning cycle under way.
+pub(crate) struct Cycle<'a> {
+    pub(crate) view: &'a Cluster,
+    pub(crate) draft: Draft<'a>,
+    pub(crate) decisions: Vec<Decision>,
+    /// Shapes found not to fit, and why. A draft only ever gets fuller (what a failed pass did is
+    /// rolled back), so they need no second look in this cycle.
+    stuck: BTreeMap<Ask, String>,
+}
+
+/// What becomes of one gang in this cycle.
+pub(crate) enum Verdict {
+    /// It starts on free GPUs.
+    Start(Placement),
+    /// Fillers leave for it.
+    Hold(Placement),
+    /// It waits: why.
+    Wait(String),
+}
+
+impl<'a> Cycle<'a> {
+    pub(crate) fn new(view: &'a Cluster) -> Self {
+        let draft = Draft::new(view);
+        Cycle { view, draft, decisions: Vec::new(), stuck: BTreeMap::new() }
+    }
+
+    /// Tries every queued gang. False when the plan was full before the end of the queue: then
+    /// nothing may be filled, for gangs that were not tried come first.
+    fn gangs(&mut self) -> bool {
+        for job in self.view.queue() {
+            if self.decisions.len() >= MAX_DECISIONS {
+                return false;
+            }
+            let verdict = self.consider(&Ask::new(&job.spec, self.view.index()));
+            self.decide(job, verdict);
+        }
+        true
+    }
+
+    /// Tries the queue as far as `until` says, without keeping decisions.
+    pub(crate) fn gangs_before(&mut self, until: impl Fn(&Job) -> bool) {
+        for job in self.view.queue().take_while(|job| !until(job)) {
+            self.consider(&Ask::new(&job.spec, self.view.index()));
+        }
+    }
+
+    /// The passes over one gang, least disruptive first.
+    pub(crate) fn consider(&mut self, ask: &Ask) -> Verdict {
+        if let Some(reason) = self.stuck.get(ask) {
+            return Verdict::Wait(reason.clone());
+        }
+        if let Some(placement) = allocate::allocate(&mut self.draft, ask) {
+            return Verdict::Start(placement);
+        }
+        if let Some(placement) = preempt::preempt(&mut self.draft, ask) {
+            return Verdict::Hold(placement);
+        }
+        if let Some(reason) = earmark::earmark(&mut self.draft, ask) {
+            return Verdict::Wait(reason);
+        }
+        let reason = reason::why_not(&self.draft, ask);
+        self.stuck.insert(*ask, reason.clone());
+        Verdict::Wait(reason)
+    }
+
+    fn decide(&mut self, job: &Job, verdict: Verdict) {
+        let id: JobId = job.id;
+        self.decisions.push(match verdict {
+            Verdict::Start(Placement { places, why, .. }) => Decision::Start { job: id, places, why },
+            Verdict::Hold(Placement { places, victims, why, .. }) => {
+                Decision::Hold { job: id, places, victims, why }
+            }
+            // The same reason again would only fill the log.
+            Verdict::Wait(reason) if reason == job.reason => return,
+            Verdict::Wait(reason) => Decision::Wait { job: id, reason },
+        });
+    }
+}

@@ -1,1 +1,24 @@
-//! Placeholder.
+//! The control plane: a pure [`Core`] that joins state and placement, and the shell
+//! around it: consensus, clock, event loop, agents' sessions, gRPC services.
+//!
+//! Holds no business rule of its own: what is true lies in `state`, what should
+//! happen next comes from `placement`, what survives is `raft`'s.
+
+mod agents;
+mod auth;
+mod clock;
+mod config;
+pub mod convert;
+mod core;
+mod leader;
+mod liveness;
+mod machine;
+mod serve;
+mod server;
+mod services;
+
+pub use auth::{Principal, Role, rule};
+pub use config::{Config, Timing};
+pub use core::{Core, Step, desired_tasks};
+pub use liveness::{Margins, Watch};
+pub use serve::serve;

@@ -497,8 +497,14 @@ impl Derived {
     fn empty(fabric: &FabricRecord) -> Self {
         let mut bytes = Vec::new();
         codec::canonical(fabric, &mut bytes);
+        // No fabric yet is the one fabric that an operator could not have set.
+        let index = if *fabric == FabricRecord::default() {
+            FlatIndex::default()
+        } else {
+            FlatIndex::build(fabric).expect("a fabric in the state was checked")
+        };
         Derived {
-            index: FlatIndex::build(fabric).expect("a fabric in the state was checked"),
+            index,
             node_at: Arc::default(),
             pos_of: OrdMap::new(),
             by_name: OrdMap::new(),

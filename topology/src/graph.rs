@@ -103,7 +103,7 @@ pub enum Health {
 }
 
 /// The graph of one record.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Fabric {
     graph: FabricGraph,
     /// By `VertexId`; `None` once removed.
@@ -206,13 +206,21 @@ impl Fabric {
         index.into_iter().flat_map(|index| self.graph.edges(index)).map(|edge| edge.weight().kind)
     }
 
-    /// The site that holds a vertex. What contains something was created before it.
-    pub(crate) fn site(&self, mut id: VertexId) -> VertexId {
-        let contains = |kind| kind == LinkKind::Contains;
-        while let Some(parent) = self.neighbours(id, contains).first().filter(|p| **p < id) {
-            id = *parent;
-        }
-        id
+    /// The site that holds a node, through its rack where it has one. What contains something was
+    /// created before it.
+    pub(crate) fn site(&self, node: VertexId) -> Option<VertexId> {
+        let parent = |index: NodeIndex| {
+            let above = |other: &NodeIndex| self.graph[*other].id < self.graph[index].id;
+            let mut links = self.graph.edges(index);
+            let link = links.find(|e| e.weight().kind == LinkKind::Contains && above(&e.target()));
+            link.map(|edge| edge.target())
+        };
+        let place = parent(self.index(node)?)?;
+        let site = match self.graph[place].kind {
+            VertexKind::Rack(_) => parent(place)?,
+            _ => place,
+        };
+        Some(self.graph[site].id)
     }
 
     /// The vertex's name, for sentences.

@@ -28,6 +28,14 @@ pub struct FlatIndex {
     cells: Vec<Counts>,
 }
 
+impl Default for FlatIndex {
+    /// The index of a cluster that has no fabric yet.
+    fn default() -> FlatIndex {
+        let shape = Shape::derive(&FabricRecord::default(), &Fabric::default());
+        FlatIndex { shape: Arc::new(shape), cells: Vec::new() }
+    }
+}
+
 impl FlatIndex {
     /// Derives the index of a record. Every node starts in service with all its GPUs free.
     pub fn build(record: &FabricRecord) -> Result<FlatIndex, InventoryError> {

@@ -192,7 +192,7 @@ impl Fabric {
         for node in self.vertices().filter(|v| matches!(v.kind, VertexKind::Node { .. })) {
             let leafs = self.leafs(node.id);
             for leaf in &leafs {
-                sites.entry(*leaf).or_default().insert(self.site(node.id));
+                sites.entry(*leaf).or_default().extend(self.site(node.id));
             }
             if let Some(domain) = self.nvlink_domain(node.id) {
                 blocks.entry(domain).or_default().insert(leafs);

@@ -70,12 +70,12 @@ impl Shape {
         let mut models = Interner::default();
         let nodes = record_of.iter().map(|&at| &record.nodes[at as usize]);
         let model: Vec<ModelId> =
-            nodes.clone().map(|node| ModelId(models.id(node.gpu_model.clone()) as u16)).collect();
+            nodes.clone().map(|node| ModelId(models.id(node.gpu_model.as_str()) as u16)).collect();
         let gpu_count = nodes.map(|node| node.gpu_count).collect();
         let mut cell_model = Vec::new();
         let levels = derive_levels(&paths, &record_of, &model, &mut cell_model);
         let failure = derive_failure(record, &record_of);
-        let models = models.in_order();
+        let models = models.in_order().into_iter().map(str::to_owned).collect();
         Shape { record_of, pos_of, models, model, gpu_count, levels, cell_model, failure }
     }
 
@@ -100,6 +100,23 @@ enum BlockKey {
     Rack(String),
 }
 
+impl BlockKey {
+    fn spines(&self, fabric: &Fabric) -> Vec<VertexId> {
+        match self {
+            BlockKey::Leafs(leafs) => fabric.spines_of(leafs),
+            BlockKey::Rack(_) => Vec::new(),
+        }
+    }
+
+    fn name(&self, fabric: &Fabric, site: &str) -> String {
+        match self {
+            BlockKey::Leafs(leafs) => name_of(fabric, leafs, site),
+            BlockKey::Rack(rack) if rack.is_empty() => site.to_owned(),
+            BlockKey::Rack(rack) => rack.clone(),
+        }
+    }
+}
+
 impl Paths {
     fn walk(record: &FabricRecord, fabric: &Fabric) -> Paths {
         let mut sites = Interner::default();
@@ -108,33 +125,34 @@ impl Paths {
         let mut domains = Interner::default();
         let mut names: [Vec<String>; 5] = Default::default();
         let mut of = Vec::with_capacity(record.nodes.len());
-        // Spines of the previous node's leafs: neighbours mostly share them.
-        let mut last: (Vec<VertexId>, Vec<VertexId>) = Default::default();
+        // Neighbours mostly share site, leafs and rack: then the block is the previous one.
+        let mut last: Option<(&str, BlockKey, [u32; 3])> = None;
         for (at, node) in record.nodes.iter().enumerate() {
             let vertex = fabric.node(at);
             let leafs = fabric.leafs(vertex);
-            if leafs != last.0 {
-                last = (leafs.clone(), fabric.spines_of(&leafs));
-            }
             let key = match leafs.is_empty() {
                 true => BlockKey::Rack(node.rack.clone()),
                 false => BlockKey::Leafs(leafs),
             };
+            let [site, pod, block] = match &last {
+                Some((site, block, path)) if *site == node.site && *block == key => *path,
+                _ => {
+                    let spines = key.spines(fabric);
+                    let site = sites.id(node.site.as_str());
+                    let pod = pods.id((site, spines.clone()));
+                    let block = blocks.id((pod, key.clone()));
+                    push_new(&mut names[0], site, || node.site.clone());
+                    push_new(&mut names[1], pod, || name_of(fabric, &spines, &node.site));
+                    push_new(&mut names[2], block, || key.name(fabric, &node.site));
+                    [site, pod, block]
+                }
+            };
+            last = Some((&node.site, key, [site, pod, block]));
             let domain = fabric.nvlink_domain(vertex).unwrap_or(vertex);
-            let site = sites.id(node.site.as_str());
-            let pod = pods.id((site, last.1.clone()));
-            let block = blocks.id((pod, key.clone()));
             let nvlink = domains.id((block, domain));
-            of.push([site, pod, block, nvlink, at as u32]);
-            push_new(&mut names[0], site, || node.site.clone());
-            push_new(&mut names[1], pod, || name_of(fabric, &last.1, &node.site));
-            push_new(&mut names[2], block, || match &key {
-                BlockKey::Leafs(leafs) => name_of(fabric, leafs, &node.site),
-                BlockKey::Rack(rack) if rack.is_empty() => node.site.clone(),
-                BlockKey::Rack(rack) => rack.clone(),
-            });
             push_new(&mut names[3], nvlink, || fabric.name(domain).to_owned());
             names[4].push(node.name.clone());
+            of.push([site, pod, block, nvlink, at as u32]);
         }
         let mut paths = Paths { of, names };
         paths.tell_namesakes_apart();
@@ -228,56 +246,62 @@ fn adopt(above: &mut LevelShape, pos: usize, ordinal: u32) -> u32 {
     parent
 }
 
-/// Failure domains by kind: those written down, and rack and site.
+/// Failure domains by kind: those written down, and rack and site. Racks of one name in several
+/// sites are several: `site/rack`.
 fn derive_failure(record: &FabricRecord, record_of: &[u32]) -> BTreeMap<String, FailureKind> {
-    let mut racks: BTreeMap<&str, &str> = BTreeMap::new();
-    let mut several_sites = false;
-    for node in &record.nodes {
-        several_sites |= *racks.entry(&node.rack).or_insert(&node.site) != node.site;
-    }
-    let mut kinds: BTreeMap<String, (Interner<String>, Vec<u32>)> = BTreeMap::new();
+    let one_site = record.nodes.windows(2).all(|pair| pair[0].site == pair[1].site);
+    let mut kinds: BTreeMap<&str, (Interner<Scoped<'_>>, Vec<u32>)> = BTreeMap::new();
     for (pos, &at) in record_of.iter().enumerate() {
         let node = &record.nodes[at as usize];
-        let mut enter = |kind: &str, name: String| {
-            if !kinds.contains_key(kind) {
-                kinds.insert(kind.to_owned(), Default::default());
-            }
-            let (names, of) = kinds.get_mut(kind).expect("inserted just above");
+        let rack_scope = if one_site { "" } else { &node.site };
+        let rack = (!node.rack.is_empty()).then_some(("rack", rack_scope, node.rack.as_str()));
+        let written =
+            node.failure_domains.iter().map(|(kind, name)| (kind.as_str(), "", name.as_str()));
+        for (kind, scope, name) in written.chain(rack).chain([("site", "", node.site.as_str())]) {
+            let (names, of) = kinds.entry(kind).or_default();
             of.resize(pos, u32::MAX);
-            of.push(names.id(name));
-        };
-        enter("site", node.site.clone());
-        match (node.rack.is_empty(), several_sites) {
-            (true, _) => {}
-            (false, false) => enter("rack", node.rack.clone()),
-            (false, true) => enter("rack", format!("{}/{}", node.site, node.rack)),
-        }
-        for (kind, name) in &node.failure_domains {
-            enter(kind, name.clone());
+            of.push(names.id((scope, name)));
         }
     }
-    let finish = |(kind, (names, mut of)): (String, (Interner<String>, Vec<u32>))| {
-        of.resize(record_of.len(), u32::MAX);
-        (kind, FailureKind { names: names.in_order(), of })
+    let spelled = |(scope, name): Scoped<'_>| match scope {
+        "" => name.to_owned(),
+        _ => format!("{scope}/{name}"),
     };
-    kinds.into_iter().map(finish).collect()
+    let mut failure = BTreeMap::new();
+    for (kind, (names, mut of)) in kinds {
+        of.resize(record_of.len(), u32::MAX);
+        let names = names.in_order().into_iter().map(spelled).collect();
+        failure.insert(kind.to_owned(), FailureKind { names, of });
+    }
+    failure
 }
 
-/// Numbers keys by first appearance.
+/// A name, and the site it belongs to where that matters.
+type Scoped<'a> = (&'a str, &'a str);
+
+/// Numbers keys by first appearance. Neighbours mostly repeat a key, so the last one is kept.
 struct Interner<K> {
     ids: BTreeMap<K, u32>,
+    last: Option<(K, u32)>,
 }
 
 impl<K> Default for Interner<K> {
     fn default() -> Interner<K> {
-        Interner { ids: BTreeMap::new() }
+        Interner { ids: BTreeMap::new(), last: None }
     }
 }
 
-impl<K: Ord> Interner<K> {
+impl<K: Ord + Clone> Interner<K> {
     fn id(&mut self, key: K) -> u32 {
+        if let Some((last, id)) = &self.last
+            && *last == key
+        {
+            return *id;
+        }
         let next = self.ids.len() as u32;
-        *self.ids.entry(key).or_insert(next)
+        let id = *self.ids.entry(key.clone()).or_insert(next);
+        self.last = Some((key, id));
+        id
     }
 
     /// The keys, by number.

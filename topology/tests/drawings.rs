@@ -1,4 +1,5 @@
 //! Small drawings in, outlines, irregularities and distances out.
+#![expect(clippy::unwrap_used, reason = "helpers of tests, not marked #[test] themselves")]
 
 use expect_test::{Expect, expect};
 use rowen_topology::*;
@@ -285,7 +286,8 @@ fn one_line_a_rack() {
          rack r2: n[3-4],m[1-2]",
     )
     .unwrap();
-    let cell = |node: usize, gpu: u16| if (node + usize::from(gpu)) % 3 == 0 { '#' } else { '.' };
+    let cell =
+        |node: usize, gpu: u16| if (node + usize::from(gpu)).is_multiple_of(3) { '#' } else { '.' };
     expect![[r#"
         rack1  #..# ..#.
         r2     .#.. #..# .. .#

@@ -1,4 +1,5 @@
 //! Inventory files in, records or one-line errors out.
+#![expect(clippy::unwrap_used, reason = "helpers of tests, not marked #[test] themselves")]
 
 use expect_test::{Expect, expect};
 use rowen_topology::*;

@@ -1,4 +1,5 @@
 //! The flat index held against a naive walk of the petgraph graph, on random irregular fabrics.
+#![expect(clippy::unwrap_used, reason = "helpers of tests, not marked #[test] themselves")]
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -1,4 +1,5 @@
 //! The size the index is made for: 16,384 nodes, 131,072 GPUs.
+#![expect(clippy::unwrap_used, reason = "helpers of tests, not marked #[test] themselves")]
 
 use rowen_topology::*;
 

@@ -1,0 +1,160 @@
+//! Processes as /proc shows them: who lives, who descends from whom.
+//!
+//! Owns reading /proc and sending signals to single processes. Never decides
+//! when. Used by the shim as well: no tokio here.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    os::unix::ffi::OsStrExt,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+
+use crate::spec::{self, ProcessId, Status};
+
+/// What /proc/PID/stat says of a process.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Stat {
+    parent: i32,
+    group: i32,
+    zombie: bool,
+    start_ticks: u64,
+}
+
+/// `None` when there is no such process.
+pub(crate) fn stat(pid: i32) -> Option<Stat> {
+    let text = fs::read(format!("/proc/{pid}/stat")).ok()?;
+    let text = String::from_utf8_lossy(&text);
+    // The name, in parentheses, may itself hold spaces and parentheses.
+    let mut fields = text.rsplit_once(')')?.1.split_ascii_whitespace();
+    let zombie = matches!(fields.next()?, "Z" | "X");
+    let parent = fields.next()?.parse().ok()?;
+    let group = fields.next()?.parse().ok()?;
+    let start_ticks = fields.nth(16)?.parse().ok()?;
+    Some(Stat { parent, group, zombie, start_ticks })
+}
+
+/// Names a process that lives now.
+pub(crate) fn identify(pid: i32) -> ProcessId {
+    ProcessId { pid, start_ticks: stat(pid).map_or(0, |stat| stat.start_ticks) }
+}
+
+/// Whether it is still that process, and not a zombie.
+pub(crate) fn lives(process: ProcessId) -> bool {
+    stat(process.pid).is_some_and(|stat| !stat.zombie && stat.start_ticks == process.start_ticks)
+}
+
+/// Its process group.
+pub(crate) fn group(pid: i32) -> Option<i32> {
+    stat(pid).map(|stat| stat.group)
+}
+
+/// Everything below `root` that is not a zombie. The caller is a subreaper, so
+/// whatever forked itself away is still below it.
+pub(crate) fn descendants(root: i32) -> Vec<i32> {
+    let stats: BTreeMap<i32, Stat> = pids().filter_map(|pid| Some((pid, stat(pid)?))).collect();
+    let below = |mut pid: i32| {
+        // A chain is never longer than there are processes.
+        for _ in 0..stats.len() {
+            match stats.get(&pid) {
+                Some(stat) if stat.parent == root => return true,
+                Some(stat) => pid = stat.parent,
+                None => return false,
+            }
+        }
+        false
+    };
+    stats.iter().filter(|(pid, stat)| !stat.zombie && below(**pid)).map(|(pid, _)| *pid).collect()
+}
+
+/// SIGKILL; a process that is gone is no error.
+pub(crate) fn kill_now(pid: i32) {
+    let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+}
+
+/// Ends what a dead shim left behind in `task_dir` and waits until it is gone.
+/// Returns whether it is.
+pub(crate) fn kill_orphans(task_dir: &Path, limit: Duration) -> bool {
+    let deadline = Instant::now() + limit;
+    loop {
+        let left = orphans(task_dir);
+        if left.is_empty() {
+            return true;
+        }
+        if Instant::now() >= deadline {
+            return false;
+        }
+        left.into_iter().for_each(kill_now);
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Living processes of a task whose shim is dead: those it wrote down, what
+/// descends from them, and whatever carries its ROWEN_TASK_DIR.
+fn orphans(task_dir: &Path) -> Vec<i32> {
+    let mut found: Vec<i32> = Vec::new();
+    if let Ok(status) = spec::read::<Status>(&task_dir.join(spec::STATUS_FILE)) {
+        for process in status.processes.into_iter().filter(|process| lives(*process)) {
+            found.push(process.pid);
+            found.extend(descendants(process.pid));
+        }
+    }
+    found.extend(marked(task_dir, false));
+    found.sort_unstable();
+    found.dedup();
+    found
+}
+
+/// Living processes whose environment names `dir` (or a folder below it) as
+/// their task folder.
+fn marked(dir: &Path, below: bool) -> Vec<i32> {
+    let mut prefix = b"ROWEN_TASK_DIR=".to_vec();
+    prefix.extend(dir.as_os_str().as_bytes());
+    let fits = |variable: &[u8]| match variable.strip_prefix(prefix.as_slice()) {
+        Some(rest) => rest.is_empty() || (below && rest.first() == Some(&b'/')),
+        None => false,
+    };
+    let marked = |pid: &i32| {
+        let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+        environment.split(|byte| *byte == 0).any(fits)
+    };
+    pids().filter(|pid| stat(*pid).is_some_and(|stat| !stat.zombie)).filter(marked).collect()
+}
+
+fn pids() -> impl Iterator<Item = i32> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+}
+
+/// Kills every shim and task of the agent folder `dir` at once, without notice,
+/// as a power cut would: for demos and tests that lose a node. Returns how many
+/// processes it killed. The agent itself is the caller's to kill first.
+pub fn power_off(dir: &Path) -> usize {
+    let tasks = fs::canonicalize(dir).unwrap_or_else(|_| dir.to_path_buf()).join("tasks");
+    let mut killed = 0;
+    let entries = fs::read_dir(&tasks).into_iter().flatten().flatten();
+    let folders: Vec<PathBuf> = entries.map(|entry| entry.path()).collect();
+    let statuses = folders
+        .iter()
+        .filter_map(|folder| spec::read::<Status>(&folder.join(spec::STATUS_FILE)).ok());
+    // Shims first, so that none of them sees, and reports, the end of its task.
+    let shims = statuses.map(|status| status.shim).filter(|shim| lives(*shim));
+    for shim in shims.collect::<Vec<_>>() {
+        let below = descendants(shim.pid);
+        for pid in [shim.pid].into_iter().chain(below) {
+            kill_now(pid);
+            killed += 1;
+        }
+    }
+    for pid in marked(&tasks, true) {
+        kill_now(pid);
+        killed += 1;
+    }
+    killed
+}

@@ -1,0 +1,287 @@
+//! Tasks as folders and shims: launch, connect, adopt, clean up.
+//!
+//! Owns `tasks/` in the agent's folder. Never decides what runs: `core` does.
+
+use std::{
+    fs, io,
+    os::{
+        fd::{AsRawFd, OwnedFd},
+        unix::{
+            fs::DirBuilderExt,
+            net::{UnixListener, UnixStream},
+        },
+    },
+    path::{Path, PathBuf},
+    process::Stdio,
+    time::Duration,
+};
+
+use tokio::{
+    io::{AsyncBufReadExt, AsyncWriteExt, BufReader},
+    sync::mpsc,
+};
+
+use crate::{
+    core::{LAUNCH_FAILED, Phase, Task, TaskKey},
+    process,
+    spec::{self, OwnerKind, OwnerSpec, ShimPhase, Spec, Status, StopLine},
+    wire,
+};
+
+/// Exit code of a task whose shim died under it, or whose machine did.
+const KILLED: i32 = 137;
+/// Finished tasks whose logs are kept.
+const FINISHED_MAX: usize = 200;
+/// Bytes all finished tasks together may take.
+const FINISHED_BYTES_MAX: u64 = 1 << 30;
+/// Patience with processes that do not die of SIGKILL, before it is tried anew.
+const ORPHAN_LIMIT: Duration = Duration::from_secs(10);
+
+/// What happened to a task.
+pub(crate) type News = mpsc::UnboundedSender<(TaskKey, Phase)>;
+/// Orders to its shim.
+pub(crate) type Stops = mpsc::UnboundedSender<StopLine>;
+
+/// Starts the task in `dir`, which [`new_dir`] made, and follows it.
+pub(crate) fn launch(shim: PathBuf, dir: PathBuf, spec: Spec, news: News) -> Stops {
+    let (stops, orders) = mpsc::unbounded_channel();
+    tokio::spawn(async move {
+        let key = wire::key_of(&spec);
+        let started = {
+            let dir = dir.clone();
+            tokio::task::spawn_blocking(move || start_shim(&shim, &dir, &spec)).await
+        };
+        match started.unwrap_or_else(|error| Err(io::Error::other(error))) {
+            Ok(stream) => follow(key, dir, stream, orders, news).await,
+            Err(error) => {
+                let message = format!("shim: could not be started: {error}");
+                record_exit(&dir, LAUNCH_FAILED, &message);
+                let _ = news.send((key, Phase::Exited { code: LAUNCH_FAILED, message }));
+            }
+        }
+    });
+    stops
+}
+
+/// A fresh folder, `j17-a1-r0` or `f3-i12-r0`, with a number after it where a
+/// finished task left one of that name.
+pub(crate) fn new_dir(tasks: &Path, owner: &OwnerSpec, rank: u32) -> io::Result<PathBuf> {
+    let name = dir_name(owner, rank);
+    for again in 1..10_000 {
+        let dir = match again {
+            1 => tasks.join(&name),
+            _ => tasks.join(format!("{name}.{again}")),
+        };
+        match fs::DirBuilder::new().mode(0o700).create(&dir) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            made => return made.map(|()| dir),
+        }
+    }
+    Err(io::Error::other(format!("{name}: too many folders of that name in {}", tasks.display())))
+}
+
+/// Where logs of a task are looked for; a number may follow.
+pub(crate) fn dir_name(owner: &OwnerSpec, rank: u32) -> String {
+    match owner.kind {
+        OwnerKind::Job => format!("j{}-a{}-r{rank}", owner.id, owner.part),
+        OwnerKind::Filler => format!("f{}-i{}-r{rank}", owner.id, owner.part),
+    }
+}
+
+/// Binds the task's socket, connects to it and hands it to a new shim as its
+/// standard input: no waiting until the shim listens.
+fn start_shim(shim: &Path, dir: &Path, spec: &Spec) -> io::Result<UnixStream> {
+    spec::write(&dir.join(spec::SPEC_FILE), spec)?;
+    let listener = at_socket(dir, |path| UnixListener::bind(path))?;
+    let stream = at_socket(dir, |path| UnixStream::connect(path))?;
+    let mut command = tokio::process::Command::new(shim);
+    command.arg("shim").arg(dir).env_clear().env("ROWEN_TASK_DIR", dir);
+    command.stdin(Stdio::from(OwnedFd::from(listener))).stdout(Stdio::null());
+    // In a group of its own from the start: a Ctrl-C is for the agent alone.
+    let mut child = command.stderr(Stdio::null()).process_group(0).spawn()?;
+    tokio::spawn(async move { child.wait().await });
+    Ok(stream)
+}
+
+/// A socket path may be 107 bytes long; a task folder may be longer. Through
+/// the descriptor of the folder it is short.
+fn at_socket<T>(dir: &Path, open: impl Fn(PathBuf) -> io::Result<T>) -> io::Result<T> {
+    let folder = fs::File::open(dir)?;
+    open(PathBuf::from(format!("/proc/self/fd/{}/{}", folder.as_raw_fd(), spec::SOCKET)))
+}
+
+/// Passes on what the shim says and what it is told, until the task is gone.
+async fn follow(
+    key: TaskKey,
+    dir: PathBuf,
+    stream: UnixStream,
+    mut orders: mpsc::UnboundedReceiver<StopLine>,
+    news: News,
+) {
+    let stream =
+        stream.set_nonblocking(true).and_then(|()| tokio::net::UnixStream::from_std(stream));
+    if let Ok(stream) = stream {
+        let (reader, mut writer) = stream.into_split();
+        let mut lines = BufReader::new(reader).lines();
+        loop {
+            tokio::select! {
+                line = lines.next_line() => {
+                    let Ok(Some(line)) = line else { break };
+                    let Ok(status) = serde_json::from_str::<Status>(&line) else { break };
+                    let phase = phase(&status);
+                    let exited = status.phase == ShimPhase::Exited;
+                    if news.send((key, phase)).is_err() || exited {
+                        return;
+                    }
+                }
+                Some(order) = orders.recv() => {
+                    let mut line = serde_json::to_vec(&order).expect("plain fields");
+                    line.push(b'\n');
+                    if writer.write_all(&line).await.is_err() {
+                        break;
+                    }
+                }
+            }
+        }
+    }
+    // The shim is gone. Either it was done, or it died and left the task.
+    let found = tokio::task::spawn_blocking(move || bury(&dir)).await;
+    let exited = Phase::Exited { code: KILLED, message: "its shim died".to_string() };
+    let _ = news.send((key, found.unwrap_or(exited)));
+}
+
+fn phase(status: &Status) -> Phase {
+    match status.phase {
+        ShimPhase::Running => Phase::Running,
+        ShimPhase::Exited => {
+            Phase::Exited { code: status.exit_code, message: status.message.clone() }
+        }
+    }
+}
+
+/// The end of a task whose shim is gone. Returns when no process of it lives.
+fn bury(dir: &Path) -> Phase {
+    if let Some(exited) = exit_of(dir) {
+        return exited;
+    }
+    while !process::kill_orphans(dir, ORPHAN_LIMIT) {
+        tracing::warn!(task = %dir.display(), "processes survive SIGKILL; their GPUs stay used");
+    }
+    let message = "its shim died".to_string();
+    record_exit(dir, KILLED, &message);
+    Phase::Exited { code: KILLED, message }
+}
+
+/// How the task ended, if it did.
+pub(crate) fn exit_of(dir: &Path) -> Option<Phase> {
+    let status: Status = spec::read(&dir.join(spec::STATUS_FILE)).ok()?;
+    (status.phase == ShimPhase::Exited).then(|| phase(&status))
+}
+
+/// Writes down an end that no shim could.
+fn record_exit(dir: &Path, exit_code: i32, message: &str) {
+    let nobody = spec::ProcessId { pid: 0, start_ticks: 0 };
+    let status = Status {
+        phase: ShimPhase::Exited,
+        shim: nobody,
+        processes: Vec::new(),
+        exit_code,
+        message: message.to_string(),
+    };
+    if let Err(error) = spec::write(&dir.join(spec::STATUS_FILE), &status) {
+        tracing::warn!(task = %dir.display(), %error, "cannot write down how it ended");
+    }
+}
+
+/// A task found at the agent's start.
+pub(crate) struct Found {
+    pub(crate) dir: PathBuf,
+    pub(crate) spec: Spec,
+    pub(crate) task: Task,
+    /// To its shim, if it lives.
+    stream: Option<UnixStream>,
+    /// The leader has its exit.
+    pub(crate) acked: bool,
+}
+
+/// Looks through `tasks`: what runs is connected to, what lost its shim is
+/// killed before anything else happens, what belongs to an earlier boot of the
+/// machine has ended with it.
+pub(crate) fn find(tasks: &Path, boot_id: &str) -> io::Result<Vec<Found>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(tasks)?.flatten() {
+        let dir = entry.path();
+        let Ok(spec) = spec::read::<Spec>(&dir.join(spec::SPEC_FILE)) else {
+            // The agent died while it made the folder: nothing was launched.
+            let _ = fs::remove_dir_all(&dir);
+            continue;
+        };
+        let (phase, stream) = find_one(&dir, &spec, boot_id);
+        let task = Task {
+            gpus: spec.gpus.iter().copied().map(crate::core::Ordinal).collect(),
+            notice_ms: spec.notice_ms,
+            phase,
+            stopping: None,
+            port: spec.port,
+        };
+        let acked = dir.join(spec::ACKED_FILE).exists();
+        found.push(Found { dir, spec, task, stream, acked });
+    }
+    Ok(found)
+}
+
+fn find_one(dir: &Path, spec: &Spec, boot_id: &str) -> (Phase, Option<UnixStream>) {
+    if let Some(exited) = exit_of(dir) {
+        return (exited, None);
+    }
+    if spec.boot_id != boot_id {
+        let message = "the machine restarted".to_string();
+        record_exit(dir, KILLED, &message);
+        return (Phase::Exited { code: KILLED, message }, None);
+    }
+    match at_socket(dir, |path| UnixStream::connect(path)) {
+        Ok(stream) if dir.join(spec::STATUS_FILE).exists() => (Phase::Running, Some(stream)),
+        Ok(stream) => (Phase::Starting, Some(stream)),
+        Err(_) => (bury(dir), None),
+    }
+}
+
+/// Follows a found task that lives.
+pub(crate) fn adopt(found: &mut Found, news: News) -> Option<Stops> {
+    let stream = found.stream.take()?;
+    let (stops, orders) = mpsc::unbounded_channel();
+    tokio::spawn(follow(wire::key_of(&found.spec), found.dir.clone(), stream, orders, news));
+    Some(stops)
+}
+
+/// Deletes the oldest finished tasks past the bounds. `keep` holds folders of
+/// which the leader does not know the exit yet.
+pub(crate) fn clean_up(tasks: &Path, keep: &[PathBuf]) {
+    let mut finished: Vec<(std::time::SystemTime, PathBuf)> = Vec::new();
+    for entry in fs::read_dir(tasks).into_iter().flatten().flatten() {
+        let dir = entry.path();
+        let ended = dir.join(spec::STATUS_FILE).metadata().and_then(|file| file.modified());
+        if let (Ok(ended), Some(_), false) = (ended, exit_of(&dir), keep.contains(&dir)) {
+            finished.push((ended, dir));
+        }
+    }
+    finished.sort();
+    let mut bytes = 0;
+    for (position, (_, dir)) in finished.iter().rev().enumerate() {
+        bytes += size(dir, 8);
+        if (position >= FINISHED_MAX || bytes > FINISHED_BYTES_MAX) && position > 0 {
+            let _ = fs::remove_dir_all(dir);
+        }
+    }
+}
+
+/// Bytes of a folder, `depth` levels down; links are not followed.
+fn size(dir: &Path, depth: u32) -> u64 {
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    let of = |entry: fs::DirEntry| match entry.metadata() {
+        Ok(file) if file.is_dir() && depth > 0 => size(&entry.path(), depth - 1),
+        Ok(file) => file.len(),
+        Err(_) => 0,
+    };
+    entries.map(of).sum()
+}

@@ -1,0 +1,445 @@
+//! What can be typed: noun then verb, with short forms of the daily ones.
+//!
+//! Only the shape of the command line; what a verb does is in `verbs`.
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::files;
+
+/// Rowen gang-schedules training jobs on GPU clusters and fills what they leave idle.
+#[derive(Debug, Parser)]
+#[command(
+    name = "rowen",
+    version,
+    propagate_version = false,
+    arg_required_else_help = true,
+    disable_help_subcommand = true,
+    after_help = "Exit codes: 0 done, 1 failed, 2 usage, 3 accepted but cannot be placed now,\n\
+                  4 denied, 5 conflict, 124 wait expired, 125 Rowen itself failed under --wait."
+)]
+pub(crate) struct RowenArgs {
+    /// Where and how, for every verb.
+    #[command(flatten)]
+    pub(crate) global: GlobalArgs,
+    /// What to do.
+    #[command(subcommand)]
+    pub(crate) verb: Verb,
+}
+
+/// Flags that may stand anywhere.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct GlobalArgs {
+    /// Control plane, HOST:PORT; several with commas are tried in order [env: ROWEN_ADDR]
+    /// [default: 127.0.0.1:7077].
+    // The environment is read in `client`: `agent` has an --addr of its own, into which clap would
+    // carry ROWEN_ADDR.
+    #[arg(long, global = true, value_name = "ADDR", value_delimiter = ',')]
+    pub(crate) addr: Vec<String>,
+    /// How to print.
+    #[arg(short = 'o', long = "output", global = true, value_name = "FORMAT", default_value = "table")]
+    pub(crate) output: OutputFormat,
+}
+
+/// How results are printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum OutputFormat {
+    /// Columns for people.
+    Table,
+    /// More columns.
+    Wide,
+    /// One JSON object (one a line under --watch).
+    Json,
+    /// The same as YAML.
+    Yaml,
+}
+
+/// The nouns, the verbs without a noun, and the short forms.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Verb {
+    /// Submit a job (= job submit).
+    Submit(SubmitArgs),
+    /// Say where a job would go and whom it would evict (= job plan).
+    Plan(PlanArgs),
+    /// List jobs (= job list).
+    #[command(visible_alias = "jobs")]
+    Queue(JobListArgs),
+    /// Say why a job waits (= job why).
+    Why(JobIdArgs),
+    /// Print what a job's tasks wrote (= job logs).
+    Logs(LogsArgs),
+    /// End jobs (= job cancel).
+    Cancel(JobIdsArgs),
+    /// Training jobs: gangs that start together or not at all.
+    #[command(subcommand, arg_required_else_help = true)]
+    Job(JobVerb),
+    /// Machines with GPUs.
+    #[command(subcommand, arg_required_else_help = true)]
+    Node(NodeVerb),
+    /// How GPUs, nodes, racks and switches hang together.
+    #[command(subcommand, arg_required_else_help = true)]
+    Fabric(FabricVerb),
+    /// Preemptible inference deployments that run on what is left.
+    #[command(subcommand, arg_required_else_help = true)]
+    Filler(FillerVerb),
+    /// The control plane and what the GPUs were used for.
+    Status(WatchArgs),
+    // /// Run a whole cluster on this machine, with simulated GPUs.
+    // Dev(Box<crate::dev::Args>),
+    // /// Show a real gang over fillers, end to end, in half a minute.
+    // Demo(Box<crate::demo::Args>),
+    // /// Measure.
+    // Bench(Box<crate::bench::Args>),
+    /// Run a replica of the control plane.
+    Serve(ServeArgs),
+    /// Run the agent of a node.
+    Agent(AgentArgs),
+    /// Print the JSON Schema of a kind of file.
+    Schema(SchemaArgs),
+    /// Print a shell's completion script.
+    Completion(CompletionArgs),
+    /// Print the version.
+    Version,
+    /// One task, beside the agent (internal; dispatched before this parser).
+    #[command(hide = true)]
+    Shim,
+    /// Ask the GPU libraries in a process of its own (internal; dispatched before this parser).
+    #[command(hide = true)]
+    ProbeGpus,
+    /// A rank of the demo's gang (internal).
+    #[command(hide = true)]
+    DemoWorker,
+    /// An instance of the demo's filler (internal).
+    #[command(hide = true)]
+    DemoFiller,
+}
+
+/// Verbs of jobs.
+#[derive(Debug, Subcommand)]
+pub(crate) enum JobVerb {
+    /// Submit a job: a file, or --name, --workers, --gpus -- COMMAND.
+    Submit(SubmitArgs),
+    /// Say where a job would go, whom it would evict and when it would start; change nothing.
+    Plan(PlanArgs),
+    /// Check a job file without a cluster.
+    Validate(ValidateArgs),
+    /// List jobs.
+    #[command(visible_alias = "ls")]
+    List(JobListArgs),
+    /// Show one job: its tasks and its story.
+    Show(JobIdArgs),
+    /// Say why a job waits and what would admit it.
+    Why(JobIdArgs),
+    /// Print what a job's tasks wrote.
+    Logs(LogsArgs),
+    /// End jobs, with their notice.
+    Cancel(JobIdsArgs),
+    /// Stop a job's tasks, with their notice, and queue it again.
+    Requeue(JobIdsArgs),
+    /// Print the JSON Schema of job files.
+    Schema,
+}
+
+/// A job as a file, as flags, or as a file changed by flags.
+#[derive(Debug, Args)]
+pub(crate) struct JobSource {
+    /// Job file, .toml, .yaml or .json; `-` reads standard input.
+    #[arg(value_name = "FILE")]
+    pub(crate) file: Option<String>,
+    /// What the file is written in, where its ending does not tell.
+    #[arg(long, value_name = "FORMAT")]
+    pub(crate) format: Option<files::Format>,
+    /// Change a key of the file: --set workers=4 --set env.STEPS=100.
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub(crate) set: Vec<String>,
+    /// Name of the job.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) name: Option<String>,
+    /// Workers of the gang.
+    #[arg(short = 'n', long, value_name = "N")]
+    pub(crate) workers: Option<u32>,
+    /// GPUs a worker.
+    #[arg(short = 'g', long, value_name = "N")]
+    pub(crate) gpus: Option<u32>,
+    /// 0 to 1000, higher goes first.
+    #[arg(short = 'p', long, value_name = "N")]
+    pub(crate) priority: Option<u32>,
+    /// Keep all workers inside one site, pod, block, nvlink or node.
+    #[arg(long, value_name = "LEVEL")]
+    pub(crate) required: Option<String>,
+    /// End the job after this long: 2h, 90s, 02:30:00.
+    #[arg(short = 't', long, value_name = "TIME")]
+    pub(crate) time_limit: Option<String>,
+    /// The command of each worker, after `--`.
+    #[arg(last = true, value_name = "COMMAND")]
+    pub(crate) command: Vec<String>,
+}
+
+/// `job submit`.
+#[derive(Debug, Args)]
+pub(crate) struct SubmitArgs {
+    /// The job.
+    #[command(flatten)]
+    pub(crate) source: JobSource,
+    /// Wait for the job to end and return its exit code (125 where Rowen itself failed).
+    #[arg(short = 'w', long)]
+    pub(crate) wait: bool,
+    /// Print what the tasks write until the job ends; returns as --wait does.
+    #[arg(short = 'f', long)]
+    pub(crate) follow: bool,
+    /// With --wait or --follow: give up waiting after this long, with exit code 124.
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    pub(crate) timeout: Option<std::time::Duration>,
+    /// Print the job's id alone.
+    #[arg(long)]
+    pub(crate) parsable: bool,
+}
+
+/// `job plan`.
+#[derive(Debug, Args)]
+pub(crate) struct PlanArgs {
+    /// The job.
+    #[command(flatten)]
+    pub(crate) source: JobSource,
+}
+
+/// `job validate`, `filler validate`, `fabric check`.
+#[derive(Debug, Args)]
+pub(crate) struct ValidateArgs {
+    /// Files; `-` reads standard input.
+    #[arg(required = true, value_name = "FILE")]
+    pub(crate) files: Vec<String>,
+    /// What the files are written in, where their endings do not tell.
+    #[arg(long, value_name = "FORMAT")]
+    pub(crate) format: Option<files::Format>,
+}
+
+/// What lists can do.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct WatchArgs {
+    /// Print again each second.
+    #[arg(short = 'w', long)]
+    pub(crate) watch: bool,
+}
+
+/// `job list`.
+#[derive(Debug, Args)]
+pub(crate) struct JobListArgs {
+    /// Ended jobs too.
+    #[arg(short = 'a', long)]
+    pub(crate) all: bool,
+    /// Only this tenant's.
+    #[arg(long, value_name = "NAME", default_value = "", hide_default_value = true)]
+    pub(crate) tenant: String,
+    /// Only this queue's.
+    #[arg(long, value_name = "NAME", default_value = "", hide_default_value = true)]
+    pub(crate) queue: String,
+    /// Again and again.
+    #[command(flatten)]
+    pub(crate) watch: WatchArgs,
+}
+
+/// One job.
+#[derive(Debug, Args)]
+pub(crate) struct JobIdArgs {
+    /// Job id, or a name that only one live job has.
+    #[arg(value_name = "JOB")]
+    pub(crate) id: String,
+}
+
+/// Several jobs.
+#[derive(Debug, Args)]
+pub(crate) struct JobIdsArgs {
+    /// Job ids, or names that only one live job has.
+    #[arg(required = true, value_name = "JOB")]
+    pub(crate) ids: Vec<String>,
+}
+
+/// `job logs`.
+#[derive(Debug, Args)]
+pub(crate) struct LogsArgs {
+    /// Job id, or a name that only one live job has.
+    #[arg(value_name = "JOB")]
+    pub(crate) id: String,
+    /// Only this worker's.
+    #[arg(short = 'r', long, value_name = "N")]
+    pub(crate) rank: Option<u32>,
+    /// Go on until the job ends.
+    #[arg(short = 'f', long)]
+    pub(crate) follow: bool,
+    /// Only the last lines of each task.
+    #[arg(short = 'n', long, value_name = "LINES", default_value_t = 0, hide_default_value = true)]
+    pub(crate) tail: u32,
+    /// Only standard error.
+    #[arg(long, conflicts_with = "stdout")]
+    pub(crate) stderr: bool,
+    /// Only standard output.
+    #[arg(long)]
+    pub(crate) stdout: bool,
+    /// Of an earlier start of the job; left out: the newest.
+    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
+    pub(crate) attempt: u32,
+}
+
+/// Verbs of nodes.
+#[derive(Debug, Subcommand)]
+pub(crate) enum NodeVerb {
+    /// List nodes, those alike on one line (-o wide: a line each).
+    #[command(visible_alias = "ls")]
+    List(WatchArgs),
+    /// Show one node and its GPUs.
+    Show(NodeNameArgs),
+    /// Place nothing new on nodes; what runs goes on.
+    Cordon(NodeReasonArgs),
+    /// Cordon nodes and end what runs there, each with its notice; gangs requeue.
+    Drain(NodeReasonArgs),
+    /// Put nodes back in service after a cordon or a drain.
+    #[command(visible_alias = "uncordon")]
+    Undrain(NodeNamesArgs),
+}
+
+/// One node.
+#[derive(Debug, Args)]
+pub(crate) struct NodeNameArgs {
+    /// Name of the node.
+    #[arg(value_name = "NODE")]
+    pub(crate) name: String,
+}
+
+/// Several nodes.
+#[derive(Debug, Args)]
+pub(crate) struct NodeNamesArgs {
+    /// Nodes, also as host lists: node[1-4].
+    #[arg(required = true, value_name = "NODE")]
+    pub(crate) names: Vec<String>,
+}
+
+/// Several nodes and why.
+#[derive(Debug, Args)]
+pub(crate) struct NodeReasonArgs {
+    /// Which.
+    #[command(flatten)]
+    pub(crate) nodes: NodeNamesArgs,
+    /// Why, for those who wonder later.
+    #[arg(short = 'm', long, value_name = "TEXT", default_value = "", hide_default_value = true)]
+    pub(crate) reason: String,
+}
+
+/// Verbs of the fabric.
+#[derive(Debug, Subcommand)]
+pub(crate) enum FabricVerb {
+    /// Draw the racks, one cell a GPU, coloured by owner.
+    Show(WatchArgs),
+    /// Check a fabric file without a cluster.
+    Check(ValidateArgs),
+    /// Replace the cluster's fabric by a file's.
+    Set(FileArgs),
+    /// Print the JSON Schema of fabric files.
+    Schema,
+}
+
+/// One file.
+#[derive(Debug, Args)]
+pub(crate) struct FileArgs {
+    /// The file, .toml, .yaml or .json; `-` reads standard input.
+    #[arg(value_name = "FILE")]
+    pub(crate) file: String,
+    /// What it is written in, where its ending does not tell.
+    #[arg(long, value_name = "FORMAT")]
+    pub(crate) format: Option<files::Format>,
+}
+
+/// Verbs of fillers.
+#[derive(Debug, Subcommand)]
+pub(crate) enum FillerVerb {
+    /// Create the filler of a file, or change the one of that name.
+    Deploy(DeployArgs),
+    /// Check a filler file without a cluster.
+    Validate(ValidateArgs),
+    /// List fillers.
+    #[command(visible_alias = "ls")]
+    List(WatchArgs),
+    /// Show one filler and its instances.
+    Show(FillerNameArgs),
+    /// End a filler's instances, with their notice, and start no more until it is deployed again.
+    Drain(FillerNameArgs),
+    /// Drain a filler and forget it.
+    #[command(visible_alias = "rm")]
+    Remove(FillerNameArgs),
+    /// Print the JSON Schema of filler files.
+    Schema,
+}
+
+/// `filler deploy`.
+#[derive(Debug, Args)]
+pub(crate) struct DeployArgs {
+    /// The file.
+    #[command(flatten)]
+    pub(crate) file: FileArgs,
+    /// Change a key of the file: --set instances.max=4.
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub(crate) set: Vec<String>,
+}
+
+/// One filler.
+#[derive(Debug, Args)]
+pub(crate) struct FillerNameArgs {
+    /// Name of the filler.
+    #[arg(value_name = "FILLER")]
+    pub(crate) name: String,
+}
+
+/// `serve`.
+#[derive(Debug, Args)]
+pub(crate) struct ServeArgs {
+    /// Configuration of the replica, TOML.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: std::path::PathBuf,
+}
+
+/// `agent`.
+#[derive(Debug, Args)]
+pub(crate) struct AgentArgs {
+    /// Replicas of the control plane, HOST:PORT with commas between.
+    #[arg(long, value_name = "ADDR", value_delimiter = ',', required = true)]
+    pub(crate) server: Vec<String>,
+    /// Name of this node in the fabric.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) node: String,
+    /// Folder of its tasks and logs.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) dir: std::path::PathBuf,
+    /// Where other nodes reach its tasks.
+    #[arg(long, value_name = "HOST")]
+    pub(crate) addr: Vec<String>,
+    /// Pretend to have this many GPUs; nothing looks for real ones.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub(crate) simulate_gpus: Option<u16>,
+    /// Model of the simulated GPUs.
+    #[arg(long, value_name = "MODEL", default_value = "H100", requires = "simulate_gpus")]
+    pub(crate) simulate_model: String,
+    /// Memory of each simulated GPU.
+    #[arg(long, value_name = "MIB", default_value_t = 81_920, requires = "simulate_gpus")]
+    pub(crate) simulate_memory_mib: u64,
+    /// Leave cgroups alone.
+    #[arg(long)]
+    pub(crate) no_cgroup: bool,
+}
+
+/// `schema`.
+#[derive(Debug, Args)]
+pub(crate) struct SchemaArgs {
+    /// Which kind of file.
+    pub(crate) kind: files::Kind,
+}
+
+/// `completion`.
+#[derive(Debug, Args)]
+pub(crate) struct CompletionArgs {
+    /// Which shell.
+    pub(crate) shell: clap_complete::Shell,
+}
+
+/// A duration on the command line, as files have it.
+fn duration(text: &str) -> Result<std::time::Duration, String> {
+    files::duration(text)
+}

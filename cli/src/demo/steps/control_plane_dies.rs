@@ -1,0 +1,127 @@
+//! SIGKILL to the control plane while a gang runs and submissions come in, and a new start.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use rowen_api::v1::{Job, JobSpec, JobState, RequestId};
+
+use super::{Demo, Gangs};
+use crate::bench::figures::Figure;
+use crate::cluster::rpc::{Rpc, ended};
+use crate::demo::journal::What;
+
+pub(super) async fn play(demo: &mut Demo<'_>, gangs: &Gangs) -> Result<()> {
+    demo.screen.step("the control plane is killed while the gang runs");
+    let before = demo.rpc.job(gangs.long).await?;
+    let pids = pids(demo, &before)?;
+    let burst = tokio::spawn(submit_until_it_fails(
+        Arc::new(demo.cluster.rpc()),
+        demo.gang("burst", demo.cluster.node_names().len() as u32, "pod", &[]),
+    ));
+    tokio::time::sleep(Duration::from_millis(40 + demo.args.seed * 37 % 80)).await;
+    demo.cluster.kill_server();
+    let begun = Instant::now();
+    let burst = burst.await?;
+    demo.event(format!(
+        "killed (SIGKILL) after {} acknowledged submissions",
+        burst.acknowledged.len()
+    ));
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let alive = pids.iter().filter(|pid| Path::new(&format!("/proc/{pid}")).exists()).count();
+    let detail = format!("{alive} of {} processes live", pids.len());
+    demo.check("the gang runs on without a control plane", alive == 8, detail);
+    demo.cluster.start_server().await?;
+    let seconds = begun.elapsed().as_secs_f64();
+    demo.figure(Figure::new("control_plane_away", "SIGKILL, restart after 0.5 s", seconds, "s"));
+    nothing_lost(demo, burst).await?;
+    still_waits(demo, gangs).await?;
+    goes_on_or_requeues(demo, gangs, &before, &pids).await
+}
+
+/// Of a burst of submissions, each under a request id of its own.
+struct Burst {
+    acknowledged: BTreeMap<u64, String>,
+    /// The one that was under way when the connection broke.
+    open: (RequestId, JobSpec),
+    rpc: Arc<Rpc>,
+}
+
+async fn submit_until_it_fails(rpc: Arc<Rpc>, spec: JobSpec) -> Burst {
+    let mut acknowledged = BTreeMap::new();
+    let mut count = 0;
+    loop {
+        count += 1;
+        let spec = JobSpec { name: format!("burst-{count}"), ..spec.clone() };
+        let request = rpc.request_id();
+        match rpc.submit_as(request.clone(), spec.clone()).await {
+            Ok(id) => acknowledged.insert(id, spec.name),
+            Err(_) => return Burst { acknowledged, open: (request, spec), rpc },
+        };
+    }
+}
+
+/// What was acknowledged is there, and what was not is there once after a retry.
+async fn nothing_lost(demo: &mut Demo<'_>, burst: Burst) -> Result<()> {
+    let Burst { mut acknowledged, open: (request, spec), rpc } = burst;
+    let name = spec.name.clone();
+    let id = rpc.submit_as(request.clone(), spec.clone()).await?;
+    let again = rpc.submit_as(request, spec).await?;
+    demo.check("a retried submission happens once", id == again, format!("job {id} both times"));
+    acknowledged.insert(id, name);
+    let jobs: Vec<Job> = demo.rpc.jobs().await?;
+    let name_of = |job: &Job| job.spec.as_ref().map(|spec| spec.name.clone()).unwrap_or_default();
+    let found: BTreeMap<u64, String> = jobs
+        .iter()
+        .map(|job| (job.id, name_of(job)))
+        .filter(|(_, name)| name.starts_with("burst-"))
+        .collect();
+    let detail = format!("{} acknowledged, {} there", acknowledged.len(), found.len());
+    demo.check("no acknowledged job is lost, none is there twice", acknowledged == found, detail);
+    for id in acknowledged.keys() {
+        demo.rpc.cancel(*id).await?;
+    }
+    Ok(())
+}
+
+async fn still_waits(demo: &mut Demo<'_>, gangs: &Gangs) -> Result<()> {
+    let wide = demo.rpc.job(gangs.wide).await?;
+    let state = wide.state();
+    demo.check("the waiting gang still waits", state == JobState::Queued, state.as_str_name());
+    Ok(())
+}
+
+async fn goes_on_or_requeues(
+    demo: &mut Demo<'_>,
+    gangs: &Gangs,
+    before: &Job,
+    pids_before: &BTreeSet<u32>,
+) -> Result<()> {
+    // Longer than the node lease: had an agent not come back, its tasks would have ended by now.
+    tokio::time::sleep(Duration::from_millis(demo.cluster.timing().node_lease_ms + 500)).await;
+    let nodes = demo.cluster.node_names();
+    demo.cluster.wait_nodes_up(&nodes, Duration::from_secs(20)).await?;
+    let up = |job: &Job| job.state() == JobState::Running || ended(job);
+    let after = demo.rpc.wait_job(gangs.long, Duration::from_secs(30), up).await?;
+    let pids = pids(demo, &after)?;
+    let whole = after.state() == JobState::Running && pids.len() == 8 && after.tasks.len() == 8;
+    let (ok, how) = if after.attempt == before.attempt {
+        (whole && pids == *pids_before, "it went on: the same 8 processes")
+    } else {
+        (whole && pids.is_disjoint(pids_before), "it was requeued whole: 8 new processes")
+    };
+    demo.check("the gang goes on, or requeues whole", ok, how);
+    demo.screen.draw();
+    Ok(())
+}
+
+/// The processes of the job's current attempt, as they wrote themselves.
+fn pids(demo: &Demo<'_>, job: &Job) -> Result<BTreeSet<u32>> {
+    let (owner, attempt) = (job.id.to_string(), u64::from(job.attempt));
+    let lines = demo.lines()?;
+    let mine = lines.iter().filter(|line| line.who.kind == "job" && line.who.owner == owner);
+    let mine = mine.filter(|line| line.what == What::Start && line.who.part == attempt);
+    Ok(mine.map(|line| line.who.pid).collect())
+}

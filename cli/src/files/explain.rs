@@ -1,0 +1,141 @@
+//! serde's messages put into words for people: what is wrong, and what to write instead.
+//!
+//! Reads only messages of serde's own making; what our own types say passes through unchanged.
+
+use super::Problem;
+
+/// Names that other systems use for what a job or filler file calls otherwise.
+const ELSEWHERE: [(&str, &str); 17] = [
+    ("args", "command"),
+    ("chdir", "working_dir"),
+    ("cmd", "command"),
+    ("cwd", "working_dir"),
+    ("environment", "env"),
+    ("gres", "resources.gpus"),
+    ("mem", "resources.memory"),
+    ("nodes", "workers"),
+    ("nproc_per_node", "processes_per_worker"),
+    ("ntasks", "workers"),
+    ("ntasks_per_node", "processes_per_worker"),
+    ("partition", "queue"),
+    ("replicas", "workers"),
+    ("requeue", "restarts"),
+    ("script", "command"),
+    ("timeout", "time_limit"),
+    ("walltime", "time_limit"),
+];
+
+/// The problem at `path` that serde describes as `message`. `known` are the dotted paths of all
+/// keys of the schema: a key put at the wrong depth is found there.
+pub(super) fn problem(path: &str, message: &str, known: &[String]) -> Problem {
+    let path = path.trim_start_matches('.');
+    if let Some(rest) = message.strip_prefix("unknown field ") {
+        return unknown_key(path, rest, known);
+    }
+    if let Some(rest) = message.strip_prefix("missing field ") {
+        let field = quoted(rest).next().unwrap_or_default();
+        return Problem::new(join(path, field), "missing; add it");
+    }
+    if let Some(rest) = message.strip_prefix("unknown variant ") {
+        return unknown_word(path, rest);
+    }
+    if let Some(rest) = message.strip_prefix("invalid type: ") {
+        let (found, expected) = rest.rsplit_once(", expected ").unwrap_or((rest, ""));
+        return Problem::new(path, format!("found {}; write {}", found_in_words(found), expected_in_words(expected)));
+    }
+    if let Some(rest) = message.strip_prefix("invalid value: integer ") {
+        let number = quoted(rest).next().unwrap_or_default();
+        let text = match number.starts_with('-') {
+            true => format!("{number} is negative; write a whole number from 0 up"),
+            false => format!("{number} is too large; write a smaller number"),
+        };
+        return Problem::new(path, text);
+    }
+    Problem::new(path, message)
+}
+
+/// The one of `words` that a user who wrote `wrong` most likely meant.
+pub(super) fn nearest<'a>(wrong: &str, words: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    let plain = |word: &str| word.to_ascii_lowercase().replace(['_', '-', ' '], "");
+    let wrong = plain(wrong);
+    words
+        .map(|word| (strsim::jaro_winkler(&wrong, &plain(word)), word))
+        .filter(|&(score, _)| score > 0.84)
+        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .map(|(_, word)| word)
+}
+
+fn unknown_key(path: &str, rest: &str, known: &[String]) -> Problem {
+    let mut words = quoted(rest);
+    let wrong = words.next().unwrap_or_default();
+    // serde_path_to_error ends the path with the key itself, but only in some formats.
+    let parent = match path.rsplit_once('.') {
+        _ if path == wrong => "",
+        Some((parent, last)) if last == wrong => parent,
+        _ => path,
+    };
+    let siblings: Vec<&str> = words.collect();
+    let last = |path: &str| path.rsplit('.').next().map(str::to_owned);
+    let elsewhere = |path: &&str| known.iter().any(|k| k == path);
+    let suggestion = nearest(wrong, siblings.iter().copied())
+        .or_else(|| known.iter().find(|k| last(k).as_deref() == Some(wrong)).map(String::as_str))
+        .or_else(|| {
+            let found = ELSEWHERE.iter().find(|(theirs, _)| *theirs == wrong);
+            found.map(|(_, ours)| *ours).filter(elsewhere)
+        });
+    let text = match suggestion {
+        Some(key) => format!("unknown key; did you mean {key:?}?"),
+        None if siblings.is_empty() => "unknown key; remove it".to_owned(),
+        None => format!("unknown key; write one of {}", siblings.join(", ")),
+    };
+    Problem::new(join(parent, wrong), text)
+}
+
+fn unknown_word(path: &str, rest: &str) -> Problem {
+    let mut words = quoted(rest);
+    let wrong = words.next().unwrap_or_default();
+    let allowed: Vec<&str> = words.collect();
+    let text = match nearest(wrong, allowed.iter().copied()) {
+        Some(word) => format!("{wrong:?} is not known; did you mean {word:?}?"),
+        None => format!("{wrong:?} is not known; write one of {}", allowed.join(", ")),
+    };
+    Problem::new(path, text)
+}
+
+/// What stands between backticks.
+fn quoted(text: &str) -> impl Iterator<Item = &str> {
+    text.split('`').skip(1).step_by(2)
+}
+
+fn join(parent: &str, field: &str) -> String {
+    if parent.is_empty() { field.to_owned() } else { format!("{parent}.{field}") }
+}
+
+/// serde's `string "four"`, `` integer `4` ``, `map`, `null`.
+fn found_in_words(found: &str) -> String {
+    match found.split_once(' ') {
+        Some(("string", text)) => format!("the text {text}"),
+        Some(("integer" | "floating", number)) => {
+            format!("the number {}", quoted(number).next().unwrap_or(number))
+        }
+        Some(("boolean", word)) => quoted(word).next().unwrap_or(word).to_owned(),
+        _ => match found {
+            "map" => "a table".to_owned(),
+            "sequence" => "a list".to_owned(),
+            "null" | "unit value" => "nothing".to_owned(),
+            other => other.to_owned(),
+        },
+    }
+}
+
+fn expected_in_words(expected: &str) -> String {
+    match expected {
+        "u8" | "u16" | "u32" | "u64" | "usize" => "a whole number".to_owned(),
+        "a string" => "a text in quotes".to_owned(),
+        "a boolean" => "true or false".to_owned(),
+        "a map" => "a table of keys".to_owned(),
+        "a sequence" => "a list".to_owned(),
+        other if other.starts_with("struct ") => "a table of keys".to_owned(),
+        other => other.to_owned(),
+    }
+}

@@ -1,0 +1,15 @@
+//! The fabric file: read as `rowen_topology::Inventory`, which owns its schema and its checks.
+
+use rowen_topology::{FabricRecord, Inventory};
+
+use super::schema::{Kind, known_paths};
+use super::{FileError, Problem, Source};
+
+/// The fabric that `source` describes, expanded, every limit and reference checked.
+pub(crate) fn read_fabric(source: &Source) -> Result<FabricRecord, FileError> {
+    let inventory: Inventory = source.decode(&known_paths(Kind::Fabric))?;
+    inventory.expand().map_err(|error| {
+        let text = format!("{}; {}", error.problem, error.fix);
+        source.error(vec![Problem::new(error.field, text)])
+    })
+}

@@ -1,0 +1,134 @@
+//! `fabric show`, `check`, `set`.
+
+use std::process::ExitCode;
+
+use rowen_api::v1::{Occupancy, SetFabricRequest, WatchOccupancyRequest};
+use rowen_topology::{Fabric, FabricRecord};
+use serde::Serialize;
+use tonic::Streaming;
+
+use super::Session;
+use super::submit::check_each;
+use crate::args::{FabricVerb, FileArgs, ValidateArgs, WatchArgs};
+use crate::client::{CallError, cluster, fabric as fabric_client, may_pass};
+use crate::exit::{DONE, Outcome};
+use crate::files::{FileError, Problem, Source, read_fabric};
+use crate::output::fabric::{OccupancyView, show as drawn};
+use crate::output::{Output, words};
+
+/// `fabric …`, except `check` and `schema`, which need no cluster.
+pub(super) async fn run(session: &mut Session, verb: FabricVerb) -> Outcome {
+    match verb {
+        FabricVerb::Show(args) => show(session, args).await,
+        FabricVerb::Set(args) => set(session, args).await,
+        FabricVerb::Check(_) | FabricVerb::Schema => unreachable!("dispatched before"),
+    }
+}
+
+/// The picture comes anew with each change, not each second: the server says when.
+async fn show(session: &mut Session, args: WatchArgs) -> Outcome {
+    let out = session.out;
+    let picture = |occupancy: &Occupancy| drawn(occupancy, out.colour);
+    loop {
+        let mut changes = watch(session).await?;
+        loop {
+            let occupancy = match changes.message().await {
+                Ok(Some(occupancy)) => occupancy,
+                Err(status) if !may_pass(&status) => {
+                    return Err(CallError::Refused { status: Box::new(status) }.into());
+                }
+                _ => break,
+            };
+            let view = OccupancyView::new(&occupancy);
+            if !args.watch {
+                out.emit(&view, |_| picture(&occupancy))?;
+                return Ok(ExitCode::from(DONE));
+            }
+            out.redraw(&view, |_| picture(&occupancy))?;
+        }
+    }
+}
+
+async fn watch(session: &mut Session) -> Result<Streaming<Occupancy>, CallError> {
+    let watch = |ch| async move { cluster(ch).watch_occupancy(WatchOccupancyRequest {}).await };
+    session.client.call(watch).await
+}
+
+/// What `fabric check` finds, for programs.
+#[derive(Serialize)]
+struct CheckedView {
+    nodes: usize,
+    gpus: u64,
+    leafs: usize,
+    spines: usize,
+    /// Allowed, but placement will be the worse for it.
+    irregularities: Vec<String>,
+}
+
+/// `fabric check`.
+pub(super) fn check(out: Output, args: &ValidateArgs) -> Outcome {
+    check_each(&args.files, |file| {
+        let source = Source::read(file, args.format)?;
+        let view = CheckedView::new(&source, &read_fabric(&source)?)?;
+        Ok(out.emit(&view, |view| view.text(file)))
+    })
+}
+
+impl CheckedView {
+    fn new(source: &Source, record: &FabricRecord) -> Result<CheckedView, FileError> {
+        let fabric = Fabric::from_record(record)
+            .map_err(|e| source.error(vec![Problem::new("", e.to_string())]))?;
+        Ok(CheckedView {
+            nodes: record.nodes.len(),
+            gpus: record.nodes.iter().map(|node| u64::from(node.gpu_count)).sum(),
+            leafs: record.leafs.len(),
+            spines: record.spines.len(),
+            irregularities: fabric.irregularities().iter().map(ToString::to_string).collect(),
+        })
+    }
+
+    fn text(&self, file: &str) -> String {
+        let mut text = format!(
+            "{file}: ok: {}, {}, {}, {}",
+            words::count(self.nodes as u64, "node"),
+            words::count(self.gpus, "GPU"),
+            words::count(self.leafs as u64, "leaf"),
+            words::count(self.spines as u64, "spine")
+        );
+        for irregularity in &self.irregularities {
+            text += &format!("\n{file}: irregular: {irregularity}");
+        }
+        text
+    }
+}
+
+/// What `fabric set` prints for programs.
+#[derive(Serialize)]
+struct SetView {
+    /// Log index that made it durable.
+    index: u64,
+    irregularities: Vec<String>,
+}
+
+async fn set(session: &mut Session, args: FileArgs) -> Outcome {
+    let record = read_fabric(&Source::read(&args.file, args.format)?)?;
+    let request = SetFabricRequest {
+        request: session.client.request_id(),
+        fabric: Some(rowen_server::convert::fabric_to_proto(&record)),
+    };
+    let send = |ch| {
+        let request = request.clone();
+        async move { fabric_client(ch).set_fabric(request).await }
+    };
+    let answer = session.client.call(send).await?;
+    let view = SetView { index: answer.index, irregularities: answer.irregularities };
+    session.out.emit(&view, |view| {
+        let nodes = words::count(record.nodes.len() as u64, "node");
+        let mut text = format!("The fabric has {nodes} now.");
+        for irregularity in &view.irregularities {
+            text += &format!("\nirregular: {irregularity}");
+        }
+        text
+    })?;
+    Ok(ExitCode::from(DONE))
+}

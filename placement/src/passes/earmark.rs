@@ -1,0 +1,46 @@
+//! Earmark: GPUs that already come free for nobody are kept for the gang that is next.
+//!
+//! Without it a later gang or a filler would slip in while the last of them drains. Nothing is
+//! written: the next cycle finds the same again, until the gang starts or holds.
+
+use rowen_state::GpuMask;
+
+use crate::{
+    demand::{Ask, Claim},
+    draft::Draft,
+    fit::{self, Pool, Slots},
+    node::{DraftNode, Fate},
+};
+
+/// Keeps GPUs on the draft for a gang that fits once what already leaves has left; why it waits.
+pub(crate) fn earmark(draft: &mut Draft<'_>, ask: &Ask) -> Option<String> {
+    let slots = Slots::of(draft, &ask.claim, Pool::Soon);
+    let domain = fit::best_domain(draft, ask, &slots)?;
+    for (pos, workers) in fit::spread(draft, &slots, domain, ask.workers.into()) {
+        let gpus = soonest(draft.node(pos), workers * ask.claim.gpus);
+        let each = Claim { gpus: 0, ..ask.claim };
+        draft.earmark(pos, gpus, &each);
+        for _ in 1..workers {
+            draft.earmark(pos, GpuMask::NONE, &each);
+        }
+    }
+    Some(format!(
+        "needs {}: {} holds it once what already ends there has ended",
+        ask.in_words(draft.index()),
+        fit::name(draft.index(), domain)
+    ))
+}
+
+/// What leaves first, then what is free, then fillers' GPUs.
+fn soonest(node: &DraftNode, count: u32) -> GpuMask {
+    let of = |fate| {
+        let tenants = node.tenants.iter().filter(move |tenant| tenant.fate == fate);
+        tenants.fold(GpuMask::NONE, |mask, tenant| mask.or(tenant.gpus))
+    };
+    let mut chosen = GpuMask::NONE;
+    for pool in [of(Fate::Leaving), node.free, of(Fate::Evictable)] {
+        let rest = count - chosen.count();
+        chosen = chosen.or(pool.lowest(rest.min(pool.count())).expect("no more than there are"));
+    }
+    chosen
+}

@@ -1,0 +1,491 @@
+//! One replica of the group, put together: log, snapshots, archive, openraft, transport. What the
+//! rest of Rowen calls. Never says what an entry means, and never answers a read by a lease.
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    sync::{Arc, Mutex, OnceLock},
+    time::Duration,
+};
+
+use openraft::{
+    BasicNode, Raft, ReadPolicy,
+    async_runtime::watch::WatchReceiver,
+    errors::{
+        ClientWriteError, Fatal, ForwardToLeader, InitializeError, LinearizableReadError,
+        RaftError as CoreError,
+    },
+};
+use tokio::{
+    sync::{Semaphore, watch},
+    task::JoinHandle,
+    time::MissedTickBehavior,
+};
+
+use crate::{
+    Archive, OpenError, ProposeError, RaftError, ReplicaConfig, StateMachine,
+    disk::{Disk, DiskLock, RealDisk},
+    log_store::LogStore,
+    machine::Applier,
+    snapshots::Snapshots,
+    transport::{Dial, Peers, RaftService, TransportService, dial_tcp, fetch_archive},
+    types::{EntryBytes, TypeConfig},
+    wal::{Wal, WalOptions},
+};
+
+/// Names one replica, for good: a new replica gets a new id.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ReplicaId(pub u64);
+
+impl fmt::Display for ReplicaId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "replica {}", self.0)
+    }
+}
+
+/// A member of the group.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Member {
+    /// Who.
+    pub id: ReplicaId,
+    /// host:port where its gRPC listens.
+    pub addr: String,
+}
+
+/// An entry that is on disk on a majority and was applied here.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Committed {
+    /// Its place in the log.
+    pub index: u64,
+    /// What the state machine answered.
+    pub reply: Vec<u8>,
+}
+
+/// Who leads, as this replica sees it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Leadership {
+    /// The newest term seen.
+    pub term: u64,
+    /// The leader, where one is known.
+    pub leader: Option<Member>,
+    /// Whether that is this replica.
+    pub is_leader: bool,
+    /// This replica leads and has applied its own term's first entry: only now may it plan.
+    pub ready: bool,
+}
+
+/// Figures of one replica.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ReplicaMetrics {
+    /// The newest term seen.
+    pub term: u64,
+    /// The last entry in the log.
+    pub last_log: Option<u64>,
+    /// The last entry known to be committed.
+    pub committed: Option<u64>,
+    /// The last entry applied.
+    pub applied: Option<u64>,
+    /// What the newest snapshot covers.
+    pub snapshot: Option<u64>,
+    /// What is no longer in the log.
+    pub purged: Option<u64>,
+    /// How many syncs the log asked for.
+    pub sync_count: u64,
+    /// All members, voting or not.
+    pub members: Vec<Member>,
+}
+
+/// A handle on one running replica.
+#[derive(Clone)]
+pub struct Replica {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    id: ReplicaId,
+    raft: Raft<TypeConfig, Applier>,
+    wal: Wal,
+    archive: Arc<Archive>,
+    snapshots: Arc<Snapshots>,
+    max_entry_bytes: usize,
+    max_pending_bytes: usize,
+    /// Bytes that may still be proposed.
+    pending: Semaphore,
+    leadership: watch::Receiver<Leadership>,
+    failed: watch::Receiver<Option<String>>,
+    /// Why this replica no longer takes part.
+    stopped: Arc<OnceLock<String>>,
+    tasks: Mutex<Vec<JoinHandle<()>>>,
+    lock: Mutex<Option<DiskLock>>,
+}
+
+const ARCHIVE_REPAIR_EVERY: Duration = Duration::from_secs(1);
+/// What an entry costs beside its bytes.
+const ENTRY_OVERHEAD_BYTES: usize = 512;
+
+impl Replica {
+    /// Opens what is on disk, or starts empty, and applies the committed entries after the newest
+    /// snapshot to `machine`.
+    pub async fn open(
+        config: ReplicaConfig,
+        machine: impl StateMachine,
+    ) -> Result<Replica, OpenError> {
+        Replica::open_on(config, machine, Arc::new(RealDisk::default()), dial_tcp()).await
+    }
+
+    /// The same on a given disk and network. (The archive is always in the real file system: it
+    /// can be rebuilt.)
+    pub async fn open_on(
+        config: ReplicaConfig,
+        machine: impl StateMachine,
+        disk: Arc<dyn Disk>,
+        dial: Dial,
+    ) -> Result<Replica, OpenError> {
+        config.check()?;
+        let raft_config = Arc::new(config.raft()?);
+        let io = |error: std::io::Error| crate::WalError::io("open", &config.dir)(error);
+        disk.create_dir(&config.dir).map_err(io)?;
+        let lock = disk.lock(&config.dir.join("LOCK")).map_err(io)?;
+        let lock =
+            lock.ok_or_else(|| OpenError::Locked { dir: config.dir.display().to_string() })?;
+        let may_block = !disk.is_simulated();
+        let snapshots = Arc::new(Snapshots::open(disk.clone(), &config.dir.join("snapshots"))?);
+        // A folder a period: retention will drop whole ones, for sled gives no space back.
+        let archive = Arc::new(Archive::open(&config.dir.join("archive").join("0"))?);
+        let wal = Wal::open(disk, wal_options(&config))?;
+        let log = LogStore { wal: wal.clone(), archive: archive.clone() };
+        let applier = Applier::new(machine, archive.clone(), snapshots.clone(), may_block);
+        let peers = Peers::new(config.id.0, dial);
+        let core = Raft::new(config.id.0, raft_config, peers.clone(), log, applier);
+        let raft = match Box::pin(core).await {
+            Ok(raft) => raft,
+            Err(error) => {
+                wal.close().await;
+                archive.close();
+                return Err(OpenError::Raft(error.to_string()));
+            }
+        };
+        let replica = Replica::assemble(&config, raft, wal, archive, snapshots, peers, lock);
+        replica.elect_lone_voter().await?;
+        Ok(replica)
+    }
+
+    /// A lone voter has nobody to wait for.
+    async fn elect_lone_voter(&self) -> Result<(), OpenError> {
+        let own_id = self.inner.id.0;
+        let is_lone = self.inner.raft.with_raft_state(move |state| {
+            state.membership_state.effective().voter_ids().eq([own_id])
+        });
+        let raft = |fatal: Fatal<TypeConfig>| OpenError::Raft(self.why_stopped(&fatal));
+        if is_lone.await.map_err(raft)? {
+            self.inner.raft.trigger().elect(false).await.map_err(raft)?;
+        }
+        Ok(())
+    }
+
+    fn assemble(
+        config: &ReplicaConfig,
+        raft: Raft<TypeConfig, Applier>,
+        wal: Wal,
+        archive: Arc<Archive>,
+        snapshots: Arc<Snapshots>,
+        peers: Peers,
+        lock: DiskLock,
+    ) -> Replica {
+        let stopped = Arc::new(OnceLock::new());
+        let (leadership_sender, leadership) = watch::channel(Leadership::default());
+        let (failed_sender, failed) = watch::channel(None);
+        let observer = Observer {
+            id: config.id,
+            raft: raft.clone(),
+            wal: wal.clone(),
+            leadership: leadership_sender,
+            failed: failed_sender,
+            stopped: Arc::clone(&stopped),
+        };
+        let repair = repair_archive(leadership.clone(), Arc::clone(&archive), peers);
+        let tasks = vec![tokio::spawn(observer.run()), tokio::spawn(repair)];
+        let inner = Inner {
+            id: config.id,
+            raft,
+            wal,
+            archive,
+            snapshots,
+            max_entry_bytes: config.max_entry_bytes,
+            max_pending_bytes: config.max_pending_bytes,
+            pending: Semaphore::new(config.max_pending_bytes),
+            leadership,
+            failed,
+            stopped,
+            tasks: Mutex::new(tasks),
+            lock: Mutex::new(Some(lock)),
+        };
+        Replica { inner: Arc::new(inner) }
+    }
+
+    /// Who this is.
+    pub fn id(&self) -> ReplicaId {
+        self.inner.id
+    }
+
+    /// Forms the group. Asked of one replica, once, at the group's first start.
+    pub async fn initialize(&self, members: Vec<Member>) -> Result<(), RaftError> {
+        let count = members.len();
+        let members: BTreeMap<u64, BasicNode> = members
+            .into_iter()
+            .map(|member| (member.id.0, BasicNode { addr: member.addr }))
+            .collect();
+        if members.len() != count {
+            return Err(RaftError::Members("an id is given twice".into()));
+        }
+        self.inner.raft.initialize(members).await.map_err(|error| match error {
+            CoreError::APIError(InitializeError::NotAllowed(_)) => RaftError::AlreadyInitialized,
+            CoreError::APIError(InitializeError::NotInMembers(_)) => {
+                RaftError::Members(format!("{} itself is missing", self.inner.id))
+            }
+            CoreError::Fatal(fatal) => RaftError::Stopped(self.why_stopped(&fatal)),
+        })
+    }
+
+    /// Whether the group was ever formed.
+    pub async fn is_initialized(&self) -> Result<bool, RaftError> {
+        let answer = self.inner.raft.is_initialized().await;
+        answer.map_err(|fatal| RaftError::Stopped(self.why_stopped(&fatal)))
+    }
+
+    /// Commits an entry and applies it. Entries proposed at the same time share one sync.
+    pub async fn propose(&self, entry: Vec<u8>) -> Result<Committed, ProposeError> {
+        let (bytes, max) = (entry.len(), self.inner.max_entry_bytes);
+        if bytes > max {
+            return Err(ProposeError::TooLarge { bytes, max });
+        }
+        let weight = u32::try_from(bytes + ENTRY_OVERHEAD_BYTES).expect("bounded above");
+        let Ok(_permit) = self.inner.pending.try_acquire_many(weight) else {
+            let free = self.inner.pending.available_permits();
+            let pending_bytes = self.inner.max_pending_bytes.saturating_sub(free);
+            return Err(ProposeError::Busy { pending_bytes });
+        };
+        match self.inner.raft.client_write(EntryBytes(entry.into())).await {
+            Ok(written) => Ok(Committed { index: written.log_id.index(), reply: written.data.0 }),
+            Err(CoreError::Fatal(fatal)) => Err(ProposeError::Stopped(self.why_stopped(&fatal))),
+            Err(CoreError::APIError(error)) => Err(match error {
+                ClientWriteError::ForwardToLeader(to) => {
+                    ProposeError::NotLeader { leader: leader_of(to) }
+                }
+                ClientWriteError::LogEntryDiscarded(to) => {
+                    ProposeError::Unknown { leader: leader_of(to) }
+                }
+                other => ProposeError::Stopped(format!("unexpected: {other}")),
+            }),
+        }
+    }
+
+    /// The index up to which a read must see the state, applied here already: a majority confirmed
+    /// the leadership after the call began. Only the leader can answer.
+    pub async fn read_index(&self) -> Result<u64, ProposeError> {
+        match self.inner.raft.ensure_linearizable(ReadPolicy::ReadIndex).await {
+            Ok(read) => Ok(read.index()),
+            Err(CoreError::Fatal(fatal)) => Err(ProposeError::Stopped(self.why_stopped(&fatal))),
+            Err(CoreError::APIError(error)) => Err(match error {
+                LinearizableReadError::ForwardToLeader(to) => {
+                    ProposeError::NotLeader { leader: leader_of(to) }
+                }
+                LinearizableReadError::QuorumNotEnough(_) => ProposeError::NoQuorum,
+            }),
+        }
+    }
+
+    /// Hands leadership to another member. Returns when that was asked for, not when it is done.
+    pub async fn transfer_leadership(&self, to: ReplicaId) -> Result<(), RaftError> {
+        let leadership = self.inner.leadership.borrow().clone();
+        if !leadership.is_leader {
+            return Err(RaftError::NotLeader { leader: leadership.leader });
+        }
+        let asked = self.inner.raft.trigger().transfer_leader(to.0).await;
+        asked.map_err(|fatal| RaftError::Stopped(self.why_stopped(&fatal)))
+    }
+
+    /// Builds a snapshot soon, whatever the policy says.
+    pub async fn request_snapshot(&self) -> Result<(), RaftError> {
+        let asked = self.inner.raft.trigger().snapshot().await;
+        asked.map_err(|fatal| RaftError::Stopped(self.why_stopped(&fatal)))
+    }
+
+    /// Who leads, and whether this replica may plan.
+    pub fn leadership(&self) -> watch::Receiver<Leadership> {
+        self.inner.leadership.clone()
+    }
+
+    /// Set once the disk failed or openraft stopped: the process must exit.
+    pub fn failed(&self) -> watch::Receiver<Option<String>> {
+        self.inner.failed.clone()
+    }
+
+    /// What apply gave away for keeping.
+    pub fn archive(&self) -> &Archive {
+        &self.inner.archive
+    }
+
+    /// The transport, for the router of this process's gRPC server.
+    pub fn service(&self) -> RaftService {
+        TransportService::service(
+            self.inner.id.0,
+            self.inner.raft.clone(),
+            Arc::clone(&self.inner.archive),
+            Arc::clone(&self.inner.stopped),
+        )
+    }
+
+    /// Figures, as of now.
+    pub fn metrics(&self) -> ReplicaMetrics {
+        let metrics = self.inner.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let members = metrics.membership_config.nodes();
+        ReplicaMetrics {
+            term: metrics.current_term,
+            last_log: metrics.last_log_index,
+            committed: metrics.local_committed.map(|id| id.index()),
+            applied: metrics.last_applied.map(|id| id.index()),
+            snapshot: metrics.snapshot.map(|id| id.index()),
+            purged: metrics.purged.map(|id| id.index()),
+            sync_count: self.inner.wal.sync_count(),
+            members: members.map(|(id, node)| member(*id, node)).collect(),
+        }
+    }
+
+    /// Stops taking part, writes out what waits and lets go of the folder.
+    pub async fn shutdown(&self) {
+        self.inner.stopped.set("shut down".into()).ok();
+        if let Err(error) = self.inner.raft.shutdown().await {
+            tracing::warn!(%error, "raft did not stop cleanly");
+        }
+        self.inner.wal.close().await;
+        self.inner.snapshots.close();
+        self.inner.archive.close();
+        let tasks = std::mem::take(&mut *self.inner.tasks.lock().expect("no holder panics"));
+        for task in tasks {
+            task.abort();
+        }
+        self.inner.lock.lock().expect("no holder panics").take();
+    }
+
+    /// The first cause; openraft's own error is often only its consequence.
+    fn why_stopped(&self, fatal: &Fatal<TypeConfig>) -> String {
+        let failed = self.inner.wal.failed().borrow().clone();
+        failed.or_else(|| self.inner.stopped.get().cloned()).unwrap_or_else(|| fatal.to_string())
+    }
+}
+
+fn wal_options(config: &ReplicaConfig) -> WalOptions {
+    WalOptions {
+        dir: config.dir.join("log"),
+        segment_bytes: config.segment_bytes,
+        cache_bytes: config.cache_bytes,
+        accept_torn_tail: config.accept_torn_tail,
+    }
+}
+
+fn member(id: u64, node: &BasicNode) -> Member {
+    Member { id: ReplicaId(id), addr: node.addr.clone() }
+}
+
+fn leader_of(to: ForwardToLeader<TypeConfig>) -> Option<Member> {
+    Some(member(to.leader_id?, &to.leader_node?))
+}
+
+/// Turns what openraft and the log report into leadership and failure.
+struct Observer {
+    id: ReplicaId,
+    raft: Raft<TypeConfig, Applier>,
+    wal: Wal,
+    leadership: watch::Sender<Leadership>,
+    failed: watch::Sender<Option<String>>,
+    stopped: Arc<OnceLock<String>>,
+}
+
+impl Observer {
+    async fn run(self) {
+        let mut metrics = self.raft.metrics();
+        let mut wal_failed = self.wal.failed();
+        loop {
+            let state = self.look();
+            if let Some(why) = wal_failed.borrow_and_update().clone() {
+                return self.fail(why);
+            }
+            match state {
+                Ok(leadership) => self.publish(leadership),
+                Err(why) => return self.fail(why),
+            }
+            tokio::select! {
+                changed = metrics.changed() => if changed.is_err() {
+                    return self.fail("raft stopped".into());
+                },
+                _ = wal_failed.changed() => {}
+            }
+        }
+    }
+
+    fn look(&self) -> Result<Leadership, String> {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        if let Err(fatal) = &metrics.running_state {
+            return Err(fatal.to_string());
+        }
+        let leader = metrics
+            .current_leader
+            .and_then(|id| metrics.membership_config.get_node(&id).map(|node| member(id, node)));
+        let is_leader = metrics.state.is_leader();
+        let applied_term = metrics.last_applied.map(|id| id.committed_leader_id().term);
+        let ready = is_leader && applied_term == Some(metrics.current_term);
+        Ok(Leadership { term: metrics.current_term, leader, is_leader, ready })
+    }
+
+    fn publish(&self, new: Leadership) {
+        self.leadership.send_if_modified(|old| {
+            if *old == new {
+                return false;
+            }
+            if (old.term, &old.leader) != (new.term, &new.leader) {
+                let leader = new.leader.as_ref().map(|leader| leader.id.0);
+                tracing::info!(replica = self.id.0, term = new.term, leader, "leadership changed");
+            }
+            *old = new;
+            true
+        });
+    }
+
+    /// Nobody may plan on behalf of a replica that stopped.
+    fn fail(&self, why: String) {
+        let term = self.leadership.borrow().term;
+        self.leadership.send_replace(Leadership { term, ..Leadership::default() });
+        if self.stopped.set(why.clone()).is_ok() {
+            tracing::error!(replica = self.id.0, why, "the replica failed and must be restarted");
+            self.failed.send_replace(Some(why));
+        }
+    }
+}
+
+/// Fetches from the leader what the archive lacks after catching up by snapshot.
+async fn repair_archive(
+    leadership: watch::Receiver<Leadership>,
+    archive: Arc<Archive>,
+    peers: Peers,
+) {
+    let mut ticks = tokio::time::interval(ARCHIVE_REPAIR_EVERY);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        if !archive.has_gap().unwrap_or(false) {
+            continue;
+        }
+        let Leadership { leader: Some(leader), is_leader: false, .. } = leadership.borrow().clone()
+        else {
+            continue;
+        };
+        match fetch_archive(&peers, leader.id.0, &leader.addr, &archive).await {
+            Ok(true) => tracing::info!(from = leader.id.0, "the archive is whole again"),
+            Ok(false) => tracing::warn!(from = leader.id.0, "the leader's archive has a gap too"),
+            Err(error) => tracing::warn!(from = leader.id.0, %error, "archive not fetched yet"),
+        }
+    }
+}

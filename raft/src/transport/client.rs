@@ -1,0 +1,298 @@
+//! The asking side: one connection a peer and purpose, a deadline on every request, taken from
+//! what openraft grants. A peer that does not answer in time is an error like any other; openraft
+//! backs off and asks again.
+
+use std::{
+    collections::BTreeMap,
+    future::Future,
+    io,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use openraft::{
+    BasicNode, OptionalSend, RPCTypes, RaftNetworkFactory,
+    errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Timeout, Unreachable},
+    network::{RPCOption, RaftNetworkV2},
+    raft::{
+        AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, TransferLeaderRequest,
+        TransferLeaderResponse, VoteRequest, VoteResponse,
+    },
+};
+use tonic::{
+    Code, Request, Status,
+    transport::{Channel, Endpoint},
+};
+
+use super::{
+    CHUNK_BYTES, MESSAGE_BYTES, convert,
+    proto::{self, raft_transport_client::RaftTransportClient, snapshot_part::Part},
+};
+use crate::{
+    archive::{Archive, ArchiveRecord, Indexed},
+    types::{Snapshot, SnapshotBytes, TypeConfig, Vote},
+};
+
+/// Makes a connection, not yet established, to an address. Where TLS and simulated networks come
+/// in.
+pub type Dial = Arc<dyn Fn(&str) -> io::Result<Channel> + Send + Sync>;
+
+const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
+const KEEP_ALIVE: Duration = Duration::from_secs(5);
+
+/// Plain TCP.
+pub fn dial_tcp() -> Dial {
+    Arc::new(|addr| {
+        let endpoint = Endpoint::from_shared(format!("http://{addr}")).map_err(io::Error::other)?;
+        Ok(endpoint
+            .tcp_nodelay(true)
+            .connect_timeout(CONNECT_TIMEOUT)
+            .http2_keep_alive_interval(KEEP_ALIVE)
+            .keep_alive_timeout(KEEP_ALIVE)
+            .keep_alive_while_idle(true)
+            .connect_lazy())
+    })
+}
+
+/// Snapshots and heartbeats have connections of their own, so that neither waits behind entries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Purpose {
+    Entries,
+    Heartbeat,
+    Snapshot,
+}
+
+/// Knows how to reach each peer.
+#[derive(Clone)]
+pub(crate) struct Peers {
+    own_id: u64,
+    dial: Dial,
+    channels: Arc<Mutex<BTreeMap<(String, Purpose), Channel>>>,
+}
+
+impl Peers {
+    pub(crate) fn new(own_id: u64, dial: Dial) -> Peers {
+        Peers { own_id, dial, channels: Arc::default() }
+    }
+
+    fn peer(&self, target: u64, node: &BasicNode, purpose: Purpose) -> Peer {
+        Peer { own_id: self.own_id, target, client: self.client(&node.addr, purpose) }
+    }
+
+    fn client(&self, addr: &str, purpose: Purpose) -> Result<Client, String> {
+        let mut channels = self.channels.lock().expect("no holder of this lock panics");
+        let key = (addr.to_string(), purpose);
+        let channel = match channels.get(&key) {
+            Some(channel) => channel.clone(),
+            None => {
+                let channel = (self.dial)(addr).map_err(|error| format!("{addr}: {error}"))?;
+                channels.insert(key, channel.clone());
+                channel
+            }
+        };
+        Ok(RaftTransportClient::new(channel)
+            .max_decoding_message_size(MESSAGE_BYTES)
+            .max_encoding_message_size(MESSAGE_BYTES))
+    }
+}
+
+type Client = RaftTransportClient<Channel>;
+
+impl RaftNetworkFactory<TypeConfig> for Peers {
+    type Network = Peer;
+
+    async fn new_client(&mut self, target: u64, node: &BasicNode) -> Peer {
+        self.peer(target, node, Purpose::Entries)
+    }
+
+    async fn new_heartbeat_client(&mut self, target: u64, node: &BasicNode) -> Peer {
+        self.peer(target, node, Purpose::Heartbeat)
+    }
+
+    async fn new_snapshot_client(&mut self, target: u64, node: &BasicNode) -> Peer {
+        self.peer(target, node, Purpose::Snapshot)
+    }
+}
+
+/// One peer, for one purpose.
+pub(crate) struct Peer {
+    own_id: u64,
+    target: u64,
+    /// The error is that of an address that cannot be one.
+    client: Result<Client, String>,
+}
+
+/// What a request may take, and for whom, for the error.
+struct Deadline {
+    action: RPCTypes,
+    id: u64,
+    target: u64,
+    timeout: Duration,
+}
+
+impl Deadline {
+    async fn run<T>(
+        &self,
+        request: impl Future<Output = Result<T, Status>>,
+    ) -> Result<T, RPCError<TypeConfig>> {
+        match tokio::time::timeout(self.timeout, request).await {
+            Ok(answer) => answer.map_err(|status| rpc_error(&status)),
+            Err(_) => Err(self.passed()),
+        }
+    }
+
+    fn passed(&self) -> RPCError<TypeConfig> {
+        RPCError::Timeout(Timeout {
+            action: self.action,
+            id: self.id,
+            target: self.target,
+            timeout: self.timeout,
+        })
+    }
+}
+
+fn rpc_error(status: &Status) -> RPCError<TypeConfig> {
+    match status.code() {
+        Code::Unavailable | Code::FailedPrecondition => {
+            RPCError::Unreachable(Unreachable::new(status))
+        }
+        _ => RPCError::Network(NetworkError::new(status)),
+    }
+}
+
+impl Peer {
+    fn client(&self) -> Result<Client, RPCError<TypeConfig>> {
+        match &self.client {
+            Ok(client) => Ok(client.clone()),
+            Err(why) => Err(RPCError::Unreachable(Unreachable::from_string(why))),
+        }
+    }
+
+    fn deadline(&self, action: RPCTypes, timeout: Duration) -> Deadline {
+        Deadline { action, id: self.own_id, target: self.target, timeout }
+    }
+}
+
+impl RaftNetworkV2<TypeConfig> for Peer {
+    type SnapshotData = SnapshotBytes;
+
+    async fn append_entries(
+        &mut self,
+        rpc: AppendEntriesRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<AppendEntriesResponse<TypeConfig>, RPCError<TypeConfig>> {
+        // openraft grants a heartbeat's time. Entries also wait for the peer's disk, and asking
+        // again only adds to what it has to write, so they get ten of them.
+        let patience = if rpc.entries.is_empty() { 1 } else { 10 };
+        let deadline = self.deadline(RPCTypes::AppendEntries, option.soft_ttl() * patience);
+        let mut client = self.client()?;
+        let request = convert::append_to(self.target, rpc);
+        let work = async { convert::appended_from(client.append(request).await?.into_inner()) };
+        deadline.run(work).await
+    }
+
+    async fn vote(
+        &mut self,
+        rpc: VoteRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
+        let deadline = self.deadline(RPCTypes::Vote, option.soft_ttl());
+        let mut client = self.client()?;
+        let request = convert::vote_request_to(self.target, &rpc);
+        let work = async { convert::voted_from(client.vote(request).await?.into_inner()) };
+        deadline.run(work).await
+    }
+
+    async fn pre_vote(
+        &mut self,
+        rpc: VoteRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
+        let deadline = self.deadline(RPCTypes::Vote, option.soft_ttl());
+        let mut client = self.client()?;
+        let request = convert::vote_request_to(self.target, &rpc);
+        let work = async { convert::voted_from(client.pre_vote(request).await?.into_inner()) };
+        deadline.run(work).await
+    }
+
+    async fn full_snapshot(
+        &mut self,
+        vote: Vote,
+        snapshot: Snapshot,
+        cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
+        option: RPCOption,
+    ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
+        let deadline = self.deadline(RPCTypes::InstallSnapshot, option.soft_ttl());
+        let mut client = self.client()?;
+        let parts = snapshot_parts(self.target, &vote, &snapshot);
+        let work = async {
+            let answer = client.snapshot(Request::new(parts)).await?.into_inner();
+            convert::vote_from(answer.vote)
+        };
+        let work = deadline.run(work);
+        tokio::select! {
+            closed = cancel => Err(StreamingError::Closed(closed)),
+            answer = work => Ok(SnapshotResponse::new(answer?)),
+        }
+    }
+
+    async fn transfer_leader(
+        &mut self,
+        rpc: TransferLeaderRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<TransferLeaderResponse<TypeConfig>, RPCError<TypeConfig>> {
+        let deadline = self.deadline(RPCTypes::TransferLeader, option.soft_ttl());
+        let mut client = self.client()?;
+        let request = convert::transfer_to(self.target, &rpc);
+        let work = async {
+            convert::transferred_from(client.transfer_leader(request).await?.into_inner())
+        };
+        deadline.run(work).await
+    }
+}
+
+/// A header, then the body in chunks, made one at a time.
+fn snapshot_parts(
+    target: u64,
+    vote: &Vote,
+    snapshot: &Snapshot,
+) -> impl futures::Stream<Item = proto::SnapshotPart> + Send + 'static {
+    let body = Arc::clone(&snapshot.snapshot);
+    let header = convert::snapshot_header(target, vote, &snapshot.meta, &body);
+    let chunks = body.len().div_ceil(CHUNK_BYTES);
+    let chunk = move |number: usize| {
+        let start = number * CHUNK_BYTES;
+        Part::Chunk(body[start..body.len().min(start + CHUNK_BYTES)].to_vec())
+    };
+    let parts = std::iter::once(Part::Header(header)).chain((0..chunks).map(chunk));
+    futures::stream::iter(parts.map(|part| proto::SnapshotPart { part: Some(part) }))
+}
+
+/// Copies a peer's archive into ours and ends our gap if that covers it. Says whether it did.
+pub(crate) async fn fetch_archive(
+    peers: &Peers,
+    target: u64,
+    addr: &str,
+    archive: &Archive,
+) -> io::Result<bool> {
+    let mut client = peers.client(addr, Purpose::Snapshot).map_err(io::Error::other)?;
+    let request = proto::ArchiveRequest { to: target };
+    let mut parts = client.archive(request).await.map_err(io::Error::other)?.into_inner();
+    let mut applied = None;
+    while let Some(part) = parts.message().await.map_err(io::Error::other)? {
+        if part.incomplete {
+            return Ok(false);
+        }
+        // The first part's: what comes later was read later.
+        applied.get_or_insert(part.applied);
+        let items = part.items.into_iter().map(|item| Indexed {
+            index: item.index,
+            record: ArchiveRecord { key: item.key, value: item.value },
+        });
+        archive.merge(items.collect())?;
+    }
+    match applied {
+        Some(applied) => Ok(archive.close_gap(applied)?),
+        None => Ok(false),
+    }
+}

@@ -1,0 +1,199 @@
+//! The answering side: hands each request to openraft. Refuses what is meant for another replica,
+//! and whatever comes before this replica has been opened whole.
+
+use std::{
+    pin::Pin,
+    sync::{Arc, OnceLock},
+};
+
+use futures::Stream;
+use openraft::{Raft, Snapshot as RaftSnapshot};
+use tonic::{Request, Response, Status, Streaming};
+
+use super::{
+    CHUNK_BYTES, MESSAGE_BYTES, SNAPSHOT_BYTES, convert,
+    proto::{
+        self,
+        raft_transport_server::{RaftTransport, RaftTransportServer},
+        snapshot_part::Part,
+    },
+};
+use crate::{
+    archive::{Archive, ArchiveError, Indexed},
+    machine::Applier,
+    types::{Snapshot, SnapshotBytes, TypeConfig},
+};
+
+/// The raft transport as a service for a tonic router.
+pub type RaftService = RaftTransportServer<TransportService>;
+
+/// Answers peers.
+pub struct TransportService {
+    own_id: u64,
+    raft: Raft<TypeConfig, Applier>,
+    archive: Arc<Archive>,
+    stopped: Arc<OnceLock<String>>,
+}
+
+impl TransportService {
+    pub(crate) fn service(
+        own_id: u64,
+        raft: Raft<TypeConfig, Applier>,
+        archive: Arc<Archive>,
+        stopped: Arc<OnceLock<String>>,
+    ) -> RaftService {
+        RaftTransportServer::new(TransportService { own_id, raft, archive, stopped })
+            .max_decoding_message_size(MESSAGE_BYTES)
+            .max_encoding_message_size(MESSAGE_BYTES)
+    }
+
+    fn check(&self, to: u64) -> Result<(), Status> {
+        if let Some(why) = self.stopped.get() {
+            return Err(Status::unavailable(format!("replica {} stopped: {why}", self.own_id)));
+        }
+        if to != self.own_id {
+            let why = format!("this is replica {}, not {to}: correct its address", self.own_id);
+            return Err(Status::failed_precondition(why));
+        }
+        Ok(())
+    }
+}
+
+fn stopped(error: impl std::fmt::Display) -> Status {
+    Status::unavailable(format!("this replica stopped: {error}"))
+}
+
+#[tonic::async_trait]
+impl RaftTransport for TransportService {
+    async fn append(
+        &self,
+        request: Request<proto::AppendRequest>,
+    ) -> Result<Response<proto::AppendResponse>, Status> {
+        let request = request.into_inner();
+        self.check(request.to)?;
+        let rpc = convert::append_from(request)?;
+        let answer = self.raft.append_entries(rpc).await.map_err(stopped)?;
+        Ok(Response::new(convert::appended_to(answer)))
+    }
+
+    async fn vote(
+        &self,
+        request: Request<proto::VoteRequest>,
+    ) -> Result<Response<proto::VoteResponse>, Status> {
+        let request = request.into_inner();
+        self.check(request.to)?;
+        let rpc = convert::vote_request_from(request)?;
+        let answer = self.raft.vote(rpc).await.map_err(stopped)?;
+        Ok(Response::new(convert::voted_to(&answer)))
+    }
+
+    async fn pre_vote(
+        &self,
+        request: Request<proto::VoteRequest>,
+    ) -> Result<Response<proto::VoteResponse>, Status> {
+        let request = request.into_inner();
+        self.check(request.to)?;
+        let rpc = convert::vote_request_from(request)?;
+        let answer = self.raft.pre_vote(rpc).await.map_err(stopped)?;
+        Ok(Response::new(convert::voted_to(&answer)))
+    }
+
+    async fn snapshot(
+        &self,
+        request: Request<Streaming<proto::SnapshotPart>>,
+    ) -> Result<Response<proto::SnapshotResponse>, Status> {
+        let mut parts = request.into_inner();
+        let Some(Part::Header(header)) = next_part(&mut parts).await? else {
+            return Err(convert::missing("header"));
+        };
+        self.check(header.to)?;
+        let vote = convert::vote_from(header.vote)?;
+        let meta = convert::snapshot_meta(&header)?;
+        let body = receive_body(&mut parts, &header).await?;
+        let snapshot: Snapshot = RaftSnapshot { meta, snapshot: SnapshotBytes::new(body) };
+        let answer = self.raft.install_full_snapshot(vote, snapshot).await.map_err(stopped)?;
+        Ok(Response::new(proto::SnapshotResponse { vote: Some(convert::vote_to(&answer.vote)) }))
+    }
+
+    async fn transfer_leader(
+        &self,
+        request: Request<proto::TransferRequest>,
+    ) -> Result<Response<proto::TransferResponse>, Status> {
+        let request = request.into_inner();
+        self.check(request.to)?;
+        let rpc = convert::transfer_from(request)?;
+        let answer = self.raft.handle_transfer_leader(rpc).await.map_err(stopped)?;
+        Ok(Response::new(convert::transferred_to(answer)))
+    }
+
+    type ArchiveStream = Pin<Box<dyn Stream<Item = Result<proto::ArchivePart, Status>> + Send>>;
+
+    async fn archive(
+        &self,
+        request: Request<proto::ArchiveRequest>,
+    ) -> Result<Response<Self::ArchiveStream>, Status> {
+        self.check(request.into_inner().to)?;
+        let parts = archive_parts(&self.archive).map_err(stopped)?;
+        Ok(Response::new(Box::pin(futures::stream::iter(parts))))
+    }
+}
+
+async fn next_part(parts: &mut Streaming<proto::SnapshotPart>) -> Result<Option<Part>, Status> {
+    Ok(parts.message().await?.and_then(|part| part.part))
+}
+
+async fn receive_body(
+    parts: &mut Streaming<proto::SnapshotPart>,
+    header: &proto::SnapshotHeader,
+) -> Result<Vec<u8>, Status> {
+    if header.length > SNAPSHOT_BYTES {
+        let why = format!("a snapshot of {} bytes; at most {SNAPSHOT_BYTES}", header.length);
+        return Err(Status::resource_exhausted(why));
+    }
+    let mut body = Vec::new();
+    while let Some(part) = next_part(parts).await? {
+        let Part::Chunk(chunk) = part else {
+            return Err(Status::invalid_argument("a second header"));
+        };
+        if (body.len() + chunk.len()) as u64 > header.length {
+            return Err(Status::invalid_argument("more bytes than the header said"));
+        }
+        body.extend_from_slice(&chunk);
+    }
+    if body.len() as u64 != header.length || crc32fast::hash(&body) != header.crc {
+        return Err(Status::data_loss("the snapshot did not arrive whole"));
+    }
+    Ok(body)
+}
+
+/// The archive in key order, read as the peer takes it.
+fn archive_parts(
+    archive: &Archive,
+) -> Result<impl Iterator<Item = Result<proto::ArchivePart, Status>> + Send + use<>, ArchiveError> {
+    let incomplete = archive.has_gap()?;
+    let applied = archive.applied().unwrap_or(0);
+    let first = proto::ArchivePart { applied, items: Vec::new(), incomplete };
+    let mut items = archive.scan_indexed(b"")?;
+    let rest = std::iter::from_fn(move || {
+        let part = next_archive_part(applied, &mut items);
+        (!matches!(&part, Ok(part) if part.items.is_empty())).then_some(part)
+    });
+    Ok(std::iter::once(Ok(first)).chain(rest.take_while(move |_| !incomplete)))
+}
+
+fn next_archive_part(
+    applied: u64,
+    items: &mut impl Iterator<Item = Result<Indexed, ArchiveError>>,
+) -> Result<proto::ArchivePart, Status> {
+    let mut part = proto::ArchivePart { applied, items: Vec::new(), incomplete: false };
+    let mut bytes = 0;
+    for item in items {
+        let Indexed { index, record } = item.map_err(stopped)?;
+        bytes += record.key.len() + record.value.len() + 32;
+        part.items.push(proto::ArchiveItem { key: record.key, index, value: record.value });
+        if bytes >= CHUNK_BYTES {
+            break;
+        }
+    }
+    Ok(part)
+}

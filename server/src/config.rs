@@ -1,0 +1,96 @@
+//! What `rowen serve --config FILE` reads.
+
+use std::{net::SocketAddr, path::PathBuf};
+
+use serde::Deserialize;
+
+use crate::liveness::Margins;
+
+/// One replica.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Its id in the Raft group, from 1. Never reused.
+    pub replica: u64,
+    /// Folder of the WAL, the snapshots and the archive.
+    pub data: PathBuf,
+    /// Where it listens.
+    pub listen: SocketAddr,
+    /// Where the others reach it; `listen`, unless said.
+    pub advertise: Option<String>,
+    /// An empty folder becomes a new cluster of one replica.
+    #[serde(default)]
+    pub bootstrap: bool,
+    /// How long things may take.
+    #[serde(default)]
+    pub timing: Timing,
+}
+
+/// How long things may take. The same on every replica.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Timing {
+    /// How long an agent may run without a leader that a quorum confirmed.
+    pub node_lease_ms: u64,
+    /// Between two heartbeats of an agent.
+    pub heartbeat_ms: u64,
+    /// From SIGKILL until processes are gone.
+    pub kill_ms: u64,
+    /// Bound on the drift between two machines' clocks, in millionths.
+    pub drift_ppm: u64,
+    /// The state's clock moves at least this often.
+    pub tick_ms: u64,
+}
+
+impl Default for Timing {
+    fn default() -> Self {
+        Timing {
+            node_lease_ms: 10_000,
+            heartbeat_ms: 1_000,
+            kill_ms: 2_000,
+            drift_ppm: 1_000,
+            tick_ms: 1_000,
+        }
+    }
+}
+
+impl Config {
+    /// Every limit; one line with the field and the fix.
+    pub fn validate(&self) -> Result<(), String> {
+        let timing = &self.timing;
+        if self.replica == 0 {
+            return Err("replica: is 0; ids begin at 1".into());
+        }
+        if timing.heartbeat_ms == 0 || timing.heartbeat_ms * 3 > timing.node_lease_ms {
+            return Err(format!(
+                "timing.heartbeat_ms: is {}; choose 1 to a third of node_lease_ms ({})",
+                timing.heartbeat_ms, timing.node_lease_ms
+            ));
+        }
+        if timing.tick_ms == 0 || timing.tick_ms > 60_000 {
+            return Err(format!("timing.tick_ms: is {}; choose 1 to 60000", timing.tick_ms));
+        }
+        if timing.node_lease_ms > 3_600_000
+            || timing.kill_ms > 600_000
+            || timing.drift_ppm > 100_000
+        {
+            return Err("timing: a value is out of range; node_lease_ms ≤ 3600000, kill_ms ≤ 600000, drift_ppm ≤ 100000".into());
+        }
+        Ok(())
+    }
+
+    /// Where the others reach this replica.
+    pub fn address(&self) -> String {
+        self.advertise.clone().unwrap_or_else(|| self.listen.to_string())
+    }
+}
+
+impl Timing {
+    pub(crate) fn margins(&self) -> Margins {
+        Margins {
+            node_lease_ms: self.node_lease_ms,
+            kill_ms: self.kill_ms,
+            drift_ppm: self.drift_ppm,
+        }
+    }
+}

@@ -1,0 +1,93 @@
+//! Starts a replica and serves until it is told to stop or its disk fails.
+
+use std::{sync::Arc, time::Duration};
+
+use anyhow::{Context, bail};
+use rowen_raft::{Member, Replica, ReplicaConfig, ReplicaId};
+use tokio::{net::TcpListener, sync::mpsc};
+use tokio_stream::wrappers::TcpListenerStream;
+
+use crate::{
+    agents::Sessions, auth::Authorization, clock::Clock, config::Config, leader, machine::Machine,
+    server::Server, services,
+};
+
+/// Serves `config` until `shutdown` resolves. An error means that the replica could
+/// not start, or that it stopped itself: its disk failed, or consensus did.
+pub async fn serve(
+    config: Config,
+    shutdown: impl Future<Output = ()> + Send,
+) -> anyhow::Result<()> {
+    config.validate().map_err(anyhow::Error::msg)?;
+    let listener = TcpListener::bind(config.listen).await.with_context(|| {
+        format!("listen: cannot listen on {}; choose another address", config.listen)
+    })?;
+    let (replica, feed) = open(&config).await?;
+    let (renewals, received) = mpsc::channel(leader::RENEWALS);
+    let mut failed = replica.failed();
+    let server = Arc::new(Server {
+        config,
+        replica: replica.clone(),
+        feed,
+        clock: Clock::new(),
+        sessions: Sessions::default(),
+    });
+    let leading = tokio::spawn(leader::run(server.clone(), received));
+
+    let router = tonic::transport::Server::builder()
+        .layer(Authorization)
+        .tcp_nodelay(true)
+        .http2_keepalive_interval(Some(Duration::from_secs(10)))
+        .http2_keepalive_timeout(Some(Duration::from_secs(10)))
+        .add_service(replica.service());
+    let router = services::add(router, &server, renewals);
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let incoming = TcpListenerStream::new(listener);
+    let serving = router.serve_with_incoming_shutdown(incoming, async {
+        let _ = stopped.await;
+    });
+    tokio::pin!(serving);
+    tracing::info!(listen = %server.config.listen, replica = server.config.replica, "serving");
+
+    let outcome = tokio::select! {
+        result = &mut serving => result.context("the gRPC server stopped"),
+        () = shutdown => Ok(()),
+        why = failure(&mut failed) => Err(anyhow::anyhow!("the replica stopped itself: {why}")),
+    };
+    // Streams of agents and watchers end with their sessions; nobody is waited for long.
+    server.sessions.detach_all();
+    let _ = stop.send(());
+    let _ = tokio::time::timeout(Duration::from_millis(500), &mut serving).await;
+    leading.abort();
+    replica.shutdown().await;
+    outcome
+}
+
+async fn open(config: &Config) -> anyhow::Result<(Replica, crate::machine::Feed)> {
+    let (machine, feed) = Machine::new();
+    let id = ReplicaId(config.replica);
+    let replica = Replica::open(ReplicaConfig::new(id, config.data.clone()), machine)
+        .await
+        .with_context(|| format!("data: cannot open {}", config.data.display()))?;
+    if !replica.is_initialized().await? {
+        if !config.bootstrap {
+            bail!(
+                "data: {} holds no replica; set bootstrap = true for a new cluster",
+                config.data.display()
+            );
+        }
+        replica.initialize(vec![Member { id, addr: config.address() }]).await?;
+    }
+    Ok((replica, feed))
+}
+
+async fn failure(failed: &mut tokio::sync::watch::Receiver<Option<String>>) -> String {
+    loop {
+        if let Some(why) = failed.borrow_and_update().clone() {
+            return why;
+        }
+        if failed.changed().await.is_err() {
+            return "consensus ended".into();
+        }
+    }
+}

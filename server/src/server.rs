@@ -1,0 +1,114 @@
+//! What every service of a replica shares: proposing, reading, stamping.
+
+use std::sync::Arc;
+
+use rowen_raft::{Member, ProposeError, Replica};
+use rowen_state::{
+    Cluster, Code, Command, Entry, Reply, RequestId,
+    codec::{self, Kind},
+};
+use tonic::{Status, metadata::MetadataValue};
+
+use crate::{
+    agents::Sessions,
+    auth::Principal,
+    clock::Clock,
+    config::{Config, Timing},
+    core::Answer,
+    machine::Feed,
+};
+
+/// The metadata key that names the leader in a refusal.
+const LEADER_KEY: &str = "rowen-leader";
+
+/// One running replica.
+pub(crate) struct Server {
+    pub(crate) config: Config,
+    pub(crate) replica: Replica,
+    pub(crate) feed: Feed,
+    pub(crate) clock: Clock,
+    pub(crate) sessions: Sessions,
+}
+
+/// A command that was carried out.
+#[derive(Debug)]
+pub(crate) struct Done {
+    pub(crate) index: u64,
+    pub(crate) reply: Reply,
+}
+
+impl Server {
+    pub(crate) fn timing(&self) -> &Timing {
+        &self.config.timing
+    }
+
+    /// Puts a command into the log and waits until it is applied here.
+    pub(crate) async fn propose(
+        &self,
+        principal: &Principal,
+        request: Option<RequestId>,
+        command: Command,
+    ) -> Result<Done, Status> {
+        let entry = Entry {
+            at_ms: self.clock.now_ms(),
+            principal: principal.name.clone(),
+            request,
+            command,
+        };
+        let bytes = codec::encode(Kind::Entry, &entry).map_err(|error| {
+            Status::invalid_argument(format!("request: {error}; make it smaller"))
+        })?;
+        let committed =
+            self.replica.propose(bytes).await.map_err(|error| propose_status(&error))?;
+        let answer: Answer = codec::decode(Kind::Answer, &committed.reply).map_err(|error| {
+            Status::internal(format!("answer of entry {}: {error}", committed.index))
+        })?;
+        match answer {
+            Ok(reply) => Ok(Done { index: committed.index, reply }),
+            Err(refusal) => Err(refusal_status(refusal.code, refusal.message)),
+        }
+    }
+
+    /// The state, at least as new as everything acknowledged before this call.
+    pub(crate) async fn read(&self) -> Result<Arc<Cluster>, Status> {
+        self.replica.read_index().await.map_err(|error| propose_status(&error))?;
+        Ok(self.feed.views.borrow().clone())
+    }
+
+    /// The state as this replica last saw it.
+    pub(crate) fn view(&self) -> Arc<Cluster> {
+        self.feed.views.borrow().clone()
+    }
+}
+
+fn refusal_status(code: Code, message: String) -> Status {
+    match code {
+        Code::Invalid => Status::invalid_argument(message),
+        Code::NotFound => Status::not_found(message),
+        Code::Conflict => Status::failed_precondition(message),
+        Code::Exhausted => Status::resource_exhausted(message),
+        Code::Expired => Status::aborted(message),
+    }
+}
+
+fn propose_status(error: &ProposeError) -> Status {
+    match error {
+        ProposeError::NotLeader { leader } => not_leader(leader.as_ref()),
+        ProposeError::TooLarge { .. } => Status::invalid_argument(error.to_string()),
+        ProposeError::Busy { .. } => Status::resource_exhausted(error.to_string()),
+        _ => Status::unavailable(error.to_string()),
+    }
+}
+
+/// "Go there": every client and agent understands it.
+pub(crate) fn not_leader(leader: Option<&Member>) -> Status {
+    let Some(leader) = leader else {
+        return Status::unavailable("the cluster has no leader now; try again");
+    };
+    let mut status =
+        Status::unavailable(format!("the leader is replica {} at {}", leader.id.0, leader.addr));
+    if let Ok(addr) = MetadataValue::try_from(leader.addr.as_str()) {
+        status.metadata_mut().insert(LEADER_KEY, addr);
+    }
+    status
+}

@@ -1,0 +1,50 @@
+//! The gRPC services: each checks, converts, and asks [`Server`].
+
+mod agent;
+mod cluster;
+mod fabric;
+mod filler;
+mod job;
+mod node;
+
+use std::sync::Arc;
+
+use rowen_api::v1;
+use rowen_state::FieldError;
+use tokio::sync::mpsc;
+use tonic::{Status, transport::server::Router};
+
+use crate::{auth::Authorization, leader::Renewal, server::Server};
+
+/// A fabric of 16,384 nodes is larger than tonic's 4 MiB.
+const FABRIC_BYTES: usize = 32 << 20;
+
+type Layers = tower::layer::util::Stack<Authorization, tower::layer::util::Identity>;
+
+/// Adds every service to the router.
+pub(crate) fn add(
+    router: Router<Layers>,
+    server: &Arc<Server>,
+    renewals: mpsc::Sender<Renewal>,
+) -> Router<Layers> {
+    use v1::{
+        agent_service_server::AgentServiceServer, cluster_service_server::ClusterServiceServer,
+        fabric_service_server::FabricServiceServer, filler_service_server::FillerServiceServer,
+        job_service_server::JobServiceServer, node_service_server::NodeServiceServer,
+    };
+    let fabric = FabricServiceServer::new(fabric::FabricApi(server.clone()))
+        .max_decoding_message_size(FABRIC_BYTES)
+        .max_encoding_message_size(FABRIC_BYTES);
+    router
+        .add_service(AgentServiceServer::new(agent::AgentApi { server: server.clone(), renewals }))
+        .add_service(ClusterServiceServer::new(cluster::ClusterApi(server.clone())))
+        .add_service(fabric)
+        .add_service(FillerServiceServer::new(filler::FillerApi(server.clone())))
+        .add_service(JobServiceServer::new(job::JobApi(server.clone())))
+        .add_service(NodeServiceServer::new(node::NodeApi(server.clone())))
+}
+
+/// A field that cannot be accepted, for the caller.
+fn invalid(error: FieldError) -> Status {
+    Status::invalid_argument(error.to_string())
+}

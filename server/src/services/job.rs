@@ -1,0 +1,288 @@
+//! `JobService`.
+
+use std::{pin::Pin, sync::Arc};
+
+use futures::Stream;
+use rowen_api::v1;
+use rowen_placement as placement;
+use rowen_state::{
+    Cluster, Command, Job, JobEvent, JobId, JobSpec, Reply,
+    codec::{self, Kind},
+};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status};
+
+use super::invalid;
+use crate::{
+    auth::principal,
+    convert,
+    server::{Done, Server},
+};
+
+mod logs;
+
+pub(super) struct JobApi(pub(super) Arc<Server>);
+
+/// Lines of a story that `GetJob` sends, the newest.
+const STORY_LINES: usize = 100;
+
+type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl v1::job_service_server::JobService for JobApi {
+    async fn submit_job(
+        &self,
+        request: Request<v1::SubmitJobRequest>,
+    ) -> Result<Response<v1::SubmitJobResponse>, Status> {
+        let principal = principal(&request)?;
+        let request = request.into_inner();
+        let id = convert::request_id(request.request).map_err(invalid)?;
+        let spec = checked(request.spec)?;
+        let Done { index, reply } =
+            self.0.propose(&principal, id, Command::SubmitJob(spec)).await?;
+        let Reply::Job(id) = reply else {
+            return Err(Status::internal("submit answered otherwise"));
+        };
+        Ok(Response::new(v1::SubmitJobResponse { id: id.0, index }))
+    }
+
+    async fn plan_job(
+        &self,
+        request: Request<v1::PlanJobRequest>,
+    ) -> Result<Response<v1::PlanJobResponse>, Status> {
+        let spec = checked(request.into_inner().spec)?;
+        let view = self.0.read().await?;
+        let planned = tokio::task::spawn_blocking(move || plan(&view, &spec)).await;
+        Ok(Response::new(
+            planned.map_err(|error| Status::internal(format!("the planner failed: {error}")))?,
+        ))
+    }
+
+    async fn list_jobs(
+        &self,
+        request: Request<v1::ListJobsRequest>,
+    ) -> Result<Response<v1::ListJobsResponse>, Status> {
+        let request = request.into_inner();
+        let view = self.0.read().await?;
+        let wanted = |job: &&Job| {
+            (request.all || !job.state.ended())
+                && (request.tenant.is_empty() || request.tenant == job.spec.tenant)
+                && (request.queue.is_empty() || request.queue == job.spec.queue)
+        };
+        let jobs = view.jobs().values().filter(wanted).map(|job| convert::job_to_proto(&view, job));
+        Ok(Response::new(v1::ListJobsResponse { jobs: jobs.collect(), index: view.applied() }))
+    }
+
+    async fn get_job(
+        &self,
+        request: Request<v1::GetJobRequest>,
+    ) -> Result<Response<v1::Job>, Status> {
+        let view = self.0.read().await?;
+        let text = request.into_inner().id;
+        let job = self.find(&view, &text)?;
+        let mut answer = convert::job_to_proto(&view, &job);
+        answer.events = self.story(job.id)?;
+        Ok(Response::new(answer))
+    }
+
+    async fn why_job(
+        &self,
+        request: Request<v1::WhyJobRequest>,
+    ) -> Result<Response<v1::WhyJobResponse>, Status> {
+        let view = self.0.read().await?;
+        let text = request.into_inner().id;
+        let job = self.find(&view, &text)?;
+        let explained = tokio::task::spawn_blocking(move || why(&view, &job)).await;
+        Ok(Response::new(
+            explained.map_err(|error| Status::internal(format!("the planner failed: {error}")))?,
+        ))
+    }
+
+    async fn cancel_job(
+        &self,
+        request: Request<v1::CancelJobRequest>,
+    ) -> Result<Response<v1::CancelJobResponse>, Status> {
+        let principal = principal(&request)?;
+        let request = request.into_inner();
+        let id = convert::request_id(request.request).map_err(invalid)?;
+        let job = self.find(&*self.0.read().await?, &request.id)?.id;
+        let done = self.0.propose(&principal, id, Command::CancelJob(job)).await?;
+        Ok(Response::new(v1::CancelJobResponse { index: done.index }))
+    }
+
+    async fn requeue_job(
+        &self,
+        request: Request<v1::RequeueJobRequest>,
+    ) -> Result<Response<v1::RequeueJobResponse>, Status> {
+        let principal = principal(&request)?;
+        let request = request.into_inner();
+        let id = convert::request_id(request.request).map_err(invalid)?;
+        let job = self.find(&*self.0.read().await?, &request.id)?.id;
+        let done = self.0.propose(&principal, id, Command::RequeueJob(job)).await?;
+        Ok(Response::new(v1::RequeueJobResponse { index: done.index }))
+    }
+
+    type WatchJobStream = Answers<v1::Job>;
+
+    async fn watch_job(
+        &self,
+        request: Request<v1::WatchJobRequest>,
+    ) -> Result<Response<Self::WatchJobStream>, Status> {
+        let id = self.find(&*self.0.read().await?, &request.into_inner().id)?.id;
+        let server = self.0.clone();
+        let (sender, receiver) = mpsc::channel(16);
+        tokio::spawn(async move {
+            let mut views = server.feed.views.clone();
+            views.mark_changed();
+            let mut last = None;
+            while views.changed().await.is_ok() {
+                let view = views.borrow_and_update().clone();
+                // An ended job may already have left the state for the archive.
+                let Ok(job) = JobApi(server.clone()).find(&view, &id.to_string()) else { return };
+                let key = (job.state, job.attempt, job.reason.clone());
+                if last.as_ref() != Some(&key) {
+                    last = Some(key);
+                    if sender.send(Ok(convert::job_to_proto(&view, &job))).await.is_err() {
+                        return;
+                    }
+                }
+                if job.state.ended() {
+                    return;
+                }
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+    }
+
+    type ReadLogsStream = Answers<v1::LogLine>;
+
+    async fn read_logs(
+        &self,
+        request: Request<v1::ReadLogsRequest>,
+    ) -> Result<Response<Self::ReadLogsStream>, Status> {
+        let request = request.into_inner();
+        let view = self.0.read().await?;
+        let job = self.find(&view, &request.id)?;
+        Ok(Response::new(logs::read(self.0.clone(), &view, &job, &request)?))
+    }
+}
+
+impl JobApi {
+    /// The job of that id, in the state or the archive, or the only live one of that name.
+    fn find(&self, view: &Cluster, text: &str) -> Result<Job, Status> {
+        if let Ok(id) = text.parse().map(JobId) {
+            if let Some(job) = view.jobs().get(id) {
+                return Ok(job.clone());
+            }
+            return self.archived(id)?.ok_or_else(|| no_job(text));
+        }
+        let named: Vec<_> = view.jobs().values().filter(|job| job.spec.name == text).collect();
+        let live: Vec<_> = named.iter().filter(|job| !job.state.ended()).collect();
+        match live[..] {
+            [job] => Ok((*job).clone()),
+            [_, _, ..] => Err(Status::invalid_argument(format!(
+                "id: several jobs are called {text}; use a number from `rowen job list`"
+            ))),
+            // All have ended: the newest is meant.
+            [] => named.last().map(|job| (*job).clone()).ok_or_else(|| no_job(text)),
+        }
+    }
+
+    fn archived(&self, id: JobId) -> Result<Option<Job>, Status> {
+        let found = self.0.replica.archive().get(&Cluster::job_key(id));
+        let Some(bytes) = found.map_err(|error| Status::internal(format!("archive: {error}")))?
+        else {
+            return Ok(None);
+        };
+        let job = codec::decode(Kind::Archive, &bytes);
+        job.map(Some).map_err(|error| Status::internal(format!("archive: {error}")))
+    }
+
+    fn story(&self, id: JobId) -> Result<Vec<v1::JobEvent>, Status> {
+        let broken = |error: &dyn std::fmt::Display| Status::internal(format!("archive: {error}"));
+        let mut events = Vec::new();
+        for line in self.0.replica.archive().scan(&Cluster::story_prefix(id)) {
+            let line = line.map_err(|error: ArchiveError| broken(&error))?;
+            let event: JobEvent =
+                codec::decode(Kind::Archive, &line.value).map_err(|error| broken(&error))?;
+            events.push(v1::JobEvent { index: event.index, at_ms: event.at_ms, what: event.what });
+        }
+        Ok(events.split_off(events.len().saturating_sub(STORY_LINES)))
+    }
+}
+
+fn checked(spec: Option<v1::JobSpec>) -> Result<JobSpec, Status> {
+    let spec = spec.ok_or_else(|| Status::invalid_argument("spec: is missing; send one"))?;
+    let spec = convert::job_spec_from_proto(spec).map_err(invalid)?;
+    spec.validate().map_err(invalid)?;
+    Ok(spec)
+}
+
+fn archive_status(error: impl std::fmt::Display) -> Status {
+    Status::internal(format!("archive: {error}"))
+}
+
+fn no_job(text: &str) -> Status {
+    Status::not_found(format!("there is no job {text}; `rowen job list --all` shows them"))
+}
+
+fn plan(view: &Cluster, spec: &JobSpec) -> v1::PlanJobResponse {
+    let planned = placement::dry_run(view, spec);
+    let node_name = |id| view.nodes().get(id).map(|node| node.name.clone()).unwrap_or_default();
+    v1::PlanJobResponse {
+        fits_now: planned.fits_now,
+        fits_by_eviction: planned.fits_by_eviction,
+        tasks: (0..)
+            .zip(&planned.places)
+            .map(|(rank, place)| v1::Task {
+                rank,
+                node: node_name(place.node),
+                gpus: place.gpus.iter().collect(),
+                phase: "planned".into(),
+                exit_code: 0,
+            })
+            .collect(),
+        victims: planned
+            .victims
+            .iter()
+            .filter_map(|id| view.allocations().get(*id))
+            .map(|victim| v1::Victim {
+                owner: Some(convert::owner_to_proto(view, victim)),
+                node: node_name(victim.tasks[0].node),
+                gpus: victim.tasks[0].gpus.iter().collect(),
+                notice_ms: victim.notice_ms,
+            })
+            .collect(),
+        start_in_ms: planned.start_in_ms,
+        reason: planned.reason,
+        index: view.applied(),
+        span: planned.span,
+    }
+}
+
+fn why(view: &Cluster, job: &Job) -> v1::WhyJobResponse {
+    let explained = placement::explain(view, job.id);
+    v1::WhyJobResponse {
+        id: job.id.0,
+        state: convert::job_state_to_proto(job.state).into(),
+        summary: explained.summary,
+        binding_constraint: explained.binding_constraint,
+        queue_position: explained.queue_position,
+        queue_length: explained.queue_length,
+        levels: explained
+            .levels
+            .into_iter()
+            .map(|level| v1::LevelReason {
+                level: level.level.to_string(),
+                considered: level.considered,
+                could_if_empty: level.could_if_empty,
+                nearest: level.nearest,
+                nearest_lacks_gpus: level.nearest_lacks_gpus,
+            })
+            .collect(),
+        cheapest_change: explained.cheapest_change,
+        start_estimate_ms: explained.start_estimate_ms,
+        decided_index: job.reason_index,
+    }
+}

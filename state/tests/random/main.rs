@@ -1,0 +1,105 @@
+//! Random sequences of commands keep every invariant; replay and snapshots give the same state.
+//!
+//! A failure prints its seed; `ROWEN_SEED=n cargo test -p rowen-state --test random` runs it alone.
+
+mod checks;
+mod coverage;
+mod generator;
+mod plans;
+mod rng;
+mod specs;
+
+use checks::Memory;
+use coverage::Coverage;
+use generator::{Generator, Step};
+use rowen_state::{Cluster, Outcome};
+
+const SEQUENCES: u64 = 10_000;
+/// Every so manieth sequence is verified after each command, the others after each tenth.
+const CLOSELY: u64 = 25;
+
+/// What must have been reached at least once.
+const WANTED: &[&str] = &[
+];
+
+/// What a sequence leaves behind.
+struct Log {
+    steps: Vec<(Step, Outcome)>,
+    /// A snapshot, and how many steps it holds.
+    snapshot: (usize, Vec<u8>),
+    hash: u128,
+}
+
+fn run(seed: u64, coverage: &mut Coverage) -> Result<(), String> {
+    let log = record(seed, coverage)?;
+    let mut replayed = Cluster::new(1);
+    replay(&mut replayed, &log.steps)?;
+    same_hash("replay", replayed.state_hash(), log.hash)?;
+    let (held, bytes) = log.snapshot;
+    let mut restored = Cluster::from_snapshot(&bytes).map_err(|error| error.to_string())?;
+    replay(&mut restored, &log.steps[held..])?;
+    same_hash("snapshot and suffix", restored.state_hash(), log.hash)?;
+    verified(&restored)
+}
+
+/// Runs a new sequence, checking each step.
+fn record(seed: u64, coverage: &mut Coverage) -> Result<Log, String> {
+    let mut generator = Generator::new(seed);
+    let mut cluster = Cluster::new(1);
+    let mut memory = Memory::default();
+    let mut steps: Vec<(Step, Outcome)> = Vec::new();
+    let mut first = generator.first_steps();
+    let length = first.len() + generator.length();
+    let snapshot_at = generator.rng().below(length as u64) as usize;
+    let mut snapshot = (0, Vec::new());
+    first.reverse();
+    for number in 0..length {
+        if number == snapshot_at {
+            snapshot = (number, cluster.to_snapshot().map_err(|error| error.to_string())?);
+        }
+        let step = first.pop().unwrap_or_else(|| generator.next(&cluster, number));
+        let before = cluster.clone();
+        let outcome = cluster.apply(step.index, &step.entry);
+        let mut checked = memory.check(&before, &step, &outcome, &cluster, coverage);
+        if seed.is_multiple_of(CLOSELY) || number.is_multiple_of(10) || number + 1 == length {
+            checked = checked.and_then(|()| verified(&cluster));
+        }
+        checked.map_err(|error| format!("step {number}: {step:#?}\n{outcome:#?}\n{error}"))?;
+        generator.hear(&step, &outcome, &cluster);
+        steps.push((step, outcome));
+    }
+    Ok(Log { steps, snapshot, hash: cluster.state_hash() })
+}
+
+fn replay(cluster: &mut Cluster, steps: &[(Step, Outcome)]) -> Result<(), String> {
+    for (step, outcome) in steps {
+        if cluster.apply(step.index, &step.entry) != *outcome {
+            return Err(format!("replay of {step:?} gave something else than {outcome:?}"));
+        }
+    }
+    Ok(())
+}
+
+fn same_hash(what: &str, found: u128, expected: u128) -> Result<(), String> {
+    if found == expected { Ok(()) } else { Err(format!("{what}: {found:032x}, not {expected:032x}")) }
+}
+
+fn verified(cluster: &Cluster) -> Result<(), String> {
+    cluster.verify().first().map_or(Ok(()), |violation| Err(violation.to_string()))
+}
+
+#[test]
+fn ten_thousand_sequences_keep_every_invariant() {
+    let one = std::env::var("ROWEN_SEED").ok().map(|seed| seed.parse().expect("ROWEN_SEED: a number"));
+    let seeds = one.map_or(0..SEQUENCES, |seed: u64| seed..seed + 1);
+    let mut coverage = Coverage::default();
+    for seed in seeds {
+        if let Err(error) = run(seed, &mut coverage) {
+            panic!("seed {seed}: {error}\nagain: ROWEN_SEED={seed} cargo test -p rowen-state --test random");
+        }
+    }
+    println!("{coverage}");
+    if one.is_none() {
+        assert_eq!(coverage.missing(WANTED), [""; 0], "never reached");
+    }
+}

@@ -1,0 +1,250 @@
+//! Plans: a small greedy planner whose decisions must all be accepted on the state they were
+//! made on, and garbage of which none may be.
+
+use std::collections::BTreeMap;
+
+use rowen_state::{
+    AllocationId, Cluster, Decision, FillerId, FillerState, GpuMask, Job, JobId, JobState, Node,
+    NodeId, Owner, Place, Plan,
+};
+use rowen_topology::Level;
+
+use crate::rng::Rng;
+
+/// What the plan being made has given away already.
+struct Draft<'a> {
+    cluster: &'a Cluster,
+    taken: BTreeMap<NodeId, GpuMask>,
+    victims: Vec<AllocationId>,
+}
+
+/// Starts, holds and instances that fit the state as it is; host claims are not looked at.
+pub(crate) fn sensible(rng: &mut Rng, cluster: &Cluster) -> Plan {
+    let mut draft = Draft { cluster, taken: BTreeMap::new(), victims: Vec::new() };
+    let mut decisions = Vec::new();
+    let evict = rng.chance(60);
+    for job in cluster.queue().take(4) {
+        decisions.push(draft.gang(job, evict).unwrap_or_else(|| Decision::Wait {
+            job: job.id,
+            reason: "does not fit".into(),
+        }));
+    }
+    if rng.chance(70) {
+        for filler in cluster.fillers().values().filter(|f| f.state == FillerState::Active) {
+            if filler.backoff_until_ms > cluster.now_ms() {
+                continue;
+            }
+            let missing = (filler.spec.max_instances as usize).saturating_sub(filler.instances.len());
+            let wanted = &filler.spec.resources;
+            for _ in 0..missing {
+                let fits = |node: &Node| wanted.gpu_model.as_ref().is_none_or(|m| *m == node.gpu_model);
+                let mut nodes = cluster.nodes().values().filter(|node| fits(node));
+                let Some(place) = nodes.find_map(|node| {
+                    let gpus = draft.free(node).lowest(wanted.gpus)?;
+                    Some(Place { node: node.id, gpus })
+                }) else {
+                    break;
+                };
+                draft.take(place);
+                decisions.push(Decision::StartInstance { filler: filler.id, place });
+            }
+            decisions.push(Decision::Unfilled { filler: filler.id, reason: "no room".into() });
+        }
+    }
+    Plan { based_on: cluster.applied(), decisions }
+}
+
+impl Draft<'_> {
+    fn free(&self, node: &Node) -> GpuMask {
+        node.free().without(self.taken.get(&node.id).copied().unwrap_or_default())
+    }
+
+    /// GPUs of the instances that are still to be had, unhealthy ones left out.
+    fn reclaimable(&self, node: &Node) -> GpuMask {
+        let healthy = node.mask(|slot| slot.healthy);
+        let taken = self.taken.get(&node.id).copied().unwrap_or_default();
+        let known: GpuMask = (0u32..)
+            .zip(&node.gpus)
+            .filter(|(_, slot)| slot.owner.is_some_and(|owner| self.victims.contains(&owner)))
+            .map(|(ordinal, _)| ordinal)
+            .collect();
+        self.cluster.reclaimable(node).and(healthy).without(taken).without(known)
+    }
+
+    fn take(&mut self, place: Place) {
+        let taken = self.taken.entry(place.node).or_default();
+        *taken = taken.or(place.gpus);
+    }
+
+    /// The first domain that takes the whole gang, on free GPUs or else by evictions.
+    fn gang(&mut self, job: &Job, evict: bool) -> Option<Decision> {
+        let level = job.spec.required.unwrap_or(Level::Site);
+        let passes: &[bool] = if evict { &[false, true] } else { &[false] };
+        for evict in passes {
+            for domain in self.domains(level) {
+                if let Some(places) = self.places(job, &domain, *evict) {
+                    return Some(self.decide(job.id, places));
+                }
+            }
+        }
+        None
+    }
+
+    fn domains(&self, level: Level) -> Vec<Vec<NodeId>> {
+        let mut domains: BTreeMap<u32, Vec<NodeId>> = BTreeMap::new();
+        for node in self.cluster.nodes().values() {
+            let pos = self.cluster.pos_of(node.id).expect("every node has a position");
+            let domain = self.cluster.index().domain_of(pos, level);
+            domains.entry(domain.ordinal).or_default().push(node.id);
+        }
+        domains.into_values().collect()
+    }
+
+    fn places(&self, job: &Job, domain: &[NodeId], evict: bool) -> Option<Vec<Place>> {
+        let wanted = &job.spec.resources;
+        let mut places = Vec::new();
+        for id in domain {
+            let node = self.cluster.nodes().get(*id).expect("listed above");
+            if wanted.gpu_model.as_ref().is_some_and(|model| *model != node.gpu_model) {
+                continue;
+            }
+            let mut usable = self.free(node);
+            if evict {
+                usable = usable.or(self.reclaimable(node));
+            }
+            while places.len() < job.spec.workers as usize
+                && let Some(gpus) = usable.lowest(wanted.gpus)
+            {
+                usable = usable.without(gpus);
+                places.push(Place { node: *id, gpus });
+            }
+        }
+        (places.len() == job.spec.workers as usize).then_some(places)
+    }
+
+    fn decide(&mut self, job: JobId, places: Vec<Place>) -> Decision {
+        let mut victims: Vec<_> =
+            places.iter().flat_map(|place| owners(self.cluster, *place)).collect();
+        victims.sort_unstable();
+        victims.dedup();
+        places.iter().for_each(|place| self.take(*place));
+        self.victims.extend(&victims);
+        if victims.is_empty() {
+            return Decision::Start { job, places, why: "fits".into() };
+        }
+        Decision::Hold { job, places, victims, why: "fits after evictions".into() }
+    }
+}
+
+fn owners(cluster: &Cluster, place: Place) -> Vec<AllocationId> {
+    let node = cluster.nodes().get(place.node).expect("a place names a node");
+    place.gpus.iter().filter_map(|ordinal| node.gpus[ordinal as usize].owner).collect()
+}
+
+/// One decision that cannot be carried out, and the name of what is wrong with it.
+pub(crate) fn garbage(rng: &mut Rng, cluster: &Cluster) -> Option<(&'static str, Decision)> {
+    let why = String::from("garbage");
+    let queued: Vec<_> = cluster.queue().cloned().collect();
+    let start = |job: &Job, places| Decision::Start { job: job.id, places, why: why.clone() };
+    let nodes: Vec<_> = cluster.nodes().values().cloned().collect();
+    let node = rng.pick(&nodes)?;
+    let job = rng.pick(&queued);
+    let free_place = |job: &Job| {
+        let fits = nodes.iter().find_map(|node| {
+            Some(Place { node: node.id, gpus: node.free().lowest(job.spec.resources.gpus)? })
+        });
+        fits.unwrap_or(Place { node: node.id, gpus: GpuMask::first(job.spec.resources.gpus) })
+    };
+    Some(match rng.below(12) {
+        0 => {
+            let job = queued.iter().find(|job| job.spec.workers > 1)?;
+            let places = vec![free_place(job); job.spec.workers as usize];
+            ("overlapping places", start(job, places))
+        }
+        1 => {
+            let job = job?;
+            let count = job.spec.workers as usize + 1 - 2 * usize::from(rng.chance(50));
+            ("wrong count of places", start(&job, vec![free_place(&job); count]))
+        }
+        2 => {
+            let job = job?;
+            let gpus = GpuMask::first(job.spec.resources.gpus + 1);
+            let places = vec![Place { node: node.id, gpus }; job.spec.workers as usize];
+            ("wrong size of a place", start(&job, places))
+        }
+        3 => {
+            let job = job?;
+            let gpus = GpuMask(GpuMask::first(job.spec.resources.gpus).0 << 50);
+            let places = vec![Place { node: node.id, gpus }; job.spec.workers as usize];
+            ("GPUs that do not exist", start(&job, places))
+        }
+        4 => {
+            let job = job?;
+            let place = Place { node: NodeId(9_999), ..free_place(&job) };
+            ("a node that does not exist", start(&job, vec![place; job.spec.workers as usize]))
+        }
+        5 => {
+            let jobs = cluster.jobs().values().filter(|job| job.state != JobState::Queued);
+            let job = rng.pick(&jobs.cloned().collect::<Vec<_>>());
+            let job = job.map_or(JobId(9_999), |job| job.id);
+            let place = Place { node: node.id, gpus: GpuMask::one(0) };
+            ("a job that does not wait", Decision::Start { job, places: vec![place], why })
+        }
+        6 => {
+            let job = job?;
+            let taken = nodes.iter().find_map(|node| {
+                let taken = node.mask(|slot| slot.owner.is_some() || slot.held.is_some());
+                Some(Place { node: node.id, gpus: taken.lowest(job.spec.resources.gpus)? })
+            })?;
+            ("GPUs that are taken", start(&job, vec![taken; job.spec.workers as usize]))
+        }
+        7 => {
+            let job = job.filter(|job| job.spec.workers == 1)?;
+            let places = vec![free_place(&job)];
+            ("a hold without victims", Decision::Hold { job: job.id, places, victims: vec![], why })
+        }
+        8 => {
+            let job = job?;
+            let gangs = cluster.allocations().values().find_map(|allocation| {
+                matches!(allocation.owner, Owner::Gang { .. }).then_some((allocation.id, allocation.tasks[0].clone()))
+            });
+            let (victim, place) = match gangs {
+                Some((id, task)) => (id, Place { node: task.node, gpus: task.gpus }),
+                None => (AllocationId(9_999), free_place(&job)),
+            };
+            let places = vec![place; job.spec.workers as usize];
+            ("a victim that may not be evicted", Decision::Hold { job: job.id, places, victims: vec![victim], why })
+        }
+        9 => {
+            let job = job.filter(|job| job.spec.workers == 1)?;
+            let place = free_place(&job);
+            let innocent = cluster.allocations().values().find(|allocation| {
+                matches!(allocation.owner, Owner::Instance { .. })
+                    && !owners(cluster, place).contains(&allocation.id)
+            })?;
+            let victims = vec![innocent.id];
+            ("a victim not in the way", Decision::Hold { job: job.id, places: vec![place], victims, why })
+        }
+        10 => {
+            let job = job?;
+            let victim = cluster.allocations().values().find(|allocation| {
+                allocation.stop.is_none()
+                    && matches!(allocation.owner, Owner::Instance { .. })
+                    && allocation.resources.gpus == job.spec.resources.gpus
+            })?;
+            let task = &victim.tasks[0];
+            let places = vec![Place { node: task.node, gpus: task.gpus }; job.spec.workers as usize];
+            let victims = vec![victim.id; 2];
+            ("a victim named twice", Decision::Hold { job: job.id, places, victims, why })
+        }
+        _ => {
+            let filler = cluster.fillers().values().find(|filler| {
+                filler.state != FillerState::Active
+                    || filler.instances.len() >= filler.spec.max_instances as usize
+            });
+            let filler = filler.map_or(FillerId(9_999), |filler| filler.id);
+            let place = Place { node: node.id, gpus: node.free().lowest(1).unwrap_or(GpuMask::one(0)) };
+            ("an instance that may not start", Decision::StartInstance { filler, place })
+        }
+    })
+}
