@@ -75,6 +75,10 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> anyhow::
         shell.turn()?;
     }
     shell.stop_reads();
+    if let Some(cgroups) = &shell.cgroups {
+        // Stays while tasks of it run.
+        let _ = fs::remove_dir(cgroups);
+    }
     Ok(())
 }
 
@@ -163,7 +167,7 @@ impl Shell {
                 .context("addr: cannot reserve ports")?,
             gpu_uuids: gpus.iter().map(|gpu| (gpu.ordinal, gpu.uuid.clone())).collect(),
             base_env: inherited(),
-            cgroups: config.cgroup.then(|| shim::task_parent(&config.node)).flatten(),
+            cgroups: config.cgroup.then(|| shim::task_parent(&dir)).flatten(),
             instance: format!("{}-{}", std::process::id(), clock::unix_ms()),
             _lock: lock,
             config,

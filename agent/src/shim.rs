@@ -260,8 +260,12 @@ impl Shim {
     /// No process of the task lives: say so, and go.
     fn finish(&mut self, code: i32, message: String) -> io::Result<()> {
         self.children.remove_cgroup();
-        let reason = self.end.as_ref().map(|end| end.line.reason.clone());
-        let message = if message.is_empty() { reason.unwrap_or_default() } else { message };
+        let reason = self.end.as_ref().map_or("", |end| end.line.reason.as_str());
+        let message = match (message.is_empty(), reason.is_empty()) {
+            (true, _) => reason.to_string(),
+            (false, true) => message,
+            (false, false) => format!("{message}: {reason}"),
+        };
         let status = self.status(ShimPhase::Exited, code, message);
         // Who connected meanwhile hears it too.
         let _ = self.clients.serve();

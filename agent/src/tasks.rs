@@ -92,8 +92,8 @@ pub(crate) fn dir_name(owner: &OwnerSpec, rank: u32) -> String {
 /// standard input: no waiting until the shim listens.
 fn start_shim(shim: &Path, dir: &Path, spec: &Spec) -> io::Result<UnixStream> {
     spec::write(&dir.join(spec::SPEC_FILE), spec)?;
-    let listener = at_socket(dir, |path| UnixListener::bind(path))?;
-    let stream = at_socket(dir, |path| UnixStream::connect(path))?;
+    let listener = at_socket(dir, UnixListener::bind)?;
+    let stream = at_socket(dir, UnixStream::connect)?;
     let mut command = tokio::process::Command::new(shim);
     command.arg("shim").arg(dir).env_clear().env("ROWEN_TASK_DIR", dir);
     command.stdin(Stdio::from(OwnedFd::from(listener))).stdout(Stdio::null());
@@ -239,7 +239,7 @@ fn find_one(dir: &Path, spec: &Spec, boot_id: &str) -> (Phase, Option<UnixStream
         record_exit(dir, KILLED, &message);
         return (Phase::Exited { code: KILLED, message }, None);
     }
-    match at_socket(dir, |path| UnixStream::connect(path)) {
+    match at_socket(dir, UnixStream::connect) {
         Ok(stream) if dir.join(spec::STATUS_FILE).exists() => (Phase::Running, Some(stream)),
         Ok(stream) => (Phase::Starting, Some(stream)),
         Err(_) => (bury(dir), None),

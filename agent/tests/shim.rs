@@ -202,7 +202,7 @@ fn kills_after_the_grace_what_ignores_sigterm() {
     task.stop(0, 400);
     let (status, _) = task.end();
     let took = stopped.elapsed();
-    assert_eq!((status.exit_code, status.message.as_str()), (137, "killed by SIGKILL"));
+    assert_eq!((status.exit_code, status.message.as_str()), (137, "killed by SIGKILL: a test"));
     assert!((380..900).contains(&took.as_millis()), "{took:?}");
 }
 

@@ -111,6 +111,9 @@ pub(crate) enum Verb {
     /// An instance of the demo's filler (internal).
     #[command(hide = true)]
     DemoFiller,
+    /// Ends what a killed `dev` or `demo` left behind (internal).
+    #[command(hide = true)]
+    ClusterGuard,
 }
 
 /// Verbs of jobs.

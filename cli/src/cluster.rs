@@ -329,17 +329,21 @@ pub(crate) async fn interrupted() {
     }
 }
 
-/// A free port on loopback, outside the range from which the kernel takes ports for outgoing
-/// connections: the control plane must find it free again after it was killed.
+/// Below what agents reserve for their tasks and what the kernel takes for outgoing connections:
+/// the control plane must find its port free again after it was killed.
+const LOWEST_PORT: u16 = 16_000;
+const HIGHEST_PORT: u16 = 20_000;
+
+/// A free port on loopback.
 pub(crate) fn free_address() -> Result<SocketAddr> {
-    let first = 20_000 + (std::process::id() % 1000) as u16 * 10;
-    for port in (first..32_000).chain(20_000..first) {
+    let first = LOWEST_PORT + (std::process::id() % 1000) as u16 * 2;
+    for port in (first..HIGHEST_PORT).chain(LOWEST_PORT..first) {
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
         if TcpListener::bind(address).is_ok() {
             return Ok(address);
         }
     }
-    bail!("no free port on loopback between 20000 and 32000")
+    bail!("no free port on loopback between {LOWEST_PORT} and {HIGHEST_PORT}")
 }
 
 fn write_config(data: &Path, listen: SocketAddr, timing: Timing) -> Result<()> {

@@ -10,10 +10,10 @@ mod files;
 mod output;
 mod verbs;
 
-// mod bench;
-// mod cluster;
-// mod demo;
-// mod dev;
+mod bench;
+mod cluster;
+mod demo;
+mod dev;
 
 use std::io;
 use std::process::ExitCode;
@@ -42,6 +42,9 @@ fn internal() -> Option<ExitCode> {
             let dir = argv.next()?;
             Some(rowen_agent::shim::run(dir.as_ref()))
         }
+        "demo-worker" => Some(demo::worker::run()),
+        "demo-filler" => Some(demo::filler::run()),
+        "cluster-guard" => Some(cluster::guard()),
         _ => None,
     }
 }

@@ -77,14 +77,14 @@ impl<'a> Draft<'a> {
         let usable = leaving.fold(node.free, |mask, tenant| mask.or(tenant.gpus));
         let fits = gpus.without(usable).is_empty() && node.slots_without(claim, victims) > 0;
         if fits {
-            self.change(pos, |node| node.take(gpus, claim));
+            self.change(pos, |node| node.take(gpus, claim, 1));
         }
         fits
     }
 
-    /// Promises GPUs to a gang that has to wait for some of them.
-    pub(crate) fn earmark(&mut self, pos: NodePos, gpus: GpuMask, claim: &Claim) {
-        self.change(pos, |node| node.take(gpus, claim));
+    /// Keeps GPUs for workers of a gang that has to wait for some of them.
+    pub(crate) fn earmark(&mut self, pos: NodePos, gpus: GpuMask, claim: &Claim, workers: u32) {
+        self.change(pos, |node| node.take(gpus, claim, workers));
     }
 
     pub(crate) fn evict(&mut self, pos: NodePos, victim: AllocationId) {

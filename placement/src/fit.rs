@@ -159,17 +159,16 @@ fn spread_into(
         (*room, std::cmp::Reverse(*free), std::cmp::Reverse(*part))
     });
     while workers > 0 {
-        let holds_all = parts.partition_point(|(room, ..)| *room < workers);
-        let Some((room, _, part)) = parts.get(holds_all).copied() else {
+        let tight = parts.partition_point(|(room, ..)| *room < workers);
+        let Some((room, ..)) = parts.get(tight).copied() else {
             let (room, _, part) = parts.pop().expect("the domain holds them, so its parts do");
             spread_into(draft, slots, part, room, on);
             workers -= room;
             continue;
         };
-        let last = parts[holds_all..].partition_point(|(other, ..)| *other == room);
-        let part = parts.get(holds_all + last - 1).map_or(part, |(.., part)| *part);
-        spread_into(draft, slots, part, workers, on);
-        workers = 0;
+        let equals = parts[tight..].partition_point(|(other, ..)| *other == room);
+        spread_into(draft, slots, parts[tight + equals - 1].2, workers, on);
+        return;
     }
 }
 

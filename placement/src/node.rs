@@ -155,8 +155,8 @@ impl DraftNode {
         }
     }
 
-    /// Promises GPUs to somebody, whoever is on them now.
-    pub(crate) fn take(&mut self, gpus: GpuMask, claim: &Claim) {
+    /// Promises GPUs to so many workers, whoever is on them now.
+    pub(crate) fn take(&mut self, gpus: GpuMask, claim: &Claim, workers: u32) {
         self.free = self.free.without(gpus);
         for tenant in &mut self.tenants {
             if !tenant.gpus.and(gpus).is_empty() && tenant.fate == Fate::Evictable {
@@ -164,8 +164,8 @@ impl DraftNode {
             }
             tenant.gpus = tenant.gpus.without(gpus);
         }
-        self.claimed_cpus += claim.cpus;
-        self.claimed_memory_mib += claim.memory_mib;
+        self.claimed_cpus += claim.cpus * u64::from(workers);
+        self.claimed_memory_mib += claim.memory_mib * u64::from(workers);
     }
 }
 

@@ -114,3 +114,63 @@ impl RaftLogReader<TypeConfig> for LogStore {
         Ok(self.wal.vote())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use openraft::{
+        StorageError,
+        testing::log::{StoreBuilder, Suite},
+    };
+    use tempfile::TempDir;
+
+    use super::*;
+    use crate::{
+        Applied, StateMachine, disk::RealDisk, machine::Applier, snapshots::Snapshots,
+        wal::WalOptions,
+    };
+
+    /// The Suite cannot make entries of ours; it applies only blank ones and memberships.
+    struct Nothing;
+
+    impl StateMachine for Nothing {
+        fn apply(&mut self, _index: u64, _entry: &[u8]) -> Applied {
+            Applied::default()
+        }
+
+        fn applied(&mut self, _index: u64) {}
+
+        fn snapshot(&self) -> Box<dyn FnOnce() -> Vec<u8> + Send> {
+            Box::new(|| b"nothing".to_vec())
+        }
+
+        fn restore(&mut self, _index: u64, snapshot: &[u8]) -> Result<(), String> {
+            if snapshot == b"nothing" { Ok(()) } else { Err("not what was snapshotted".into()) }
+        }
+    }
+
+    struct Builder;
+
+    impl StoreBuilder<TypeConfig, LogStore, Applier, TempDir> for Builder {
+        async fn build(&self) -> Result<(TempDir, LogStore, Applier), StorageError<TypeConfig>> {
+            let dir = tempfile::tempdir().unwrap();
+            let disk = Arc::new(RealDisk::default());
+            let options = WalOptions {
+                dir: dir.path().join("log"),
+                // Small, so that segments roll and entries leave the cache on the way.
+                segment_bytes: 512,
+                cache_bytes: 300,
+                accept_torn_tail: false,
+            };
+            let wal = Wal::open(disk.clone(), options).unwrap();
+            let archive = Arc::new(Archive::open(&dir.path().join("archive")).unwrap());
+            let snapshots = Snapshots::open(disk, &dir.path().join("snapshots")).unwrap();
+            let applier = Applier::new(Nothing, archive.clone(), Arc::new(snapshots), true);
+            Ok((dir, LogStore { wal, archive }, applier))
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn openraft_storage_suite() {
+        Suite::test_all(Builder).await.unwrap();
+    }
+}

@@ -260,9 +260,13 @@ impl DiskFile for SimFile {
         if state.failing_syncs {
             return Err(io::Error::other("simulated sync error"));
         }
-        let contents = &mut state.files[self.file];
-        contents.durable = contents.bytes.clone();
-        contents.dirty.clear();
+        let Contents { bytes, durable, dirty } = &mut state.files[self.file];
+        durable.resize(bytes.len(), 0);
+        for sector in std::mem::take(dirty) {
+            let start = sector * SECTOR_BYTES;
+            let end = bytes.len().min(start + SECTOR_BYTES);
+            durable[start..end].copy_from_slice(&bytes[start..end]);
+        }
         Ok(())
     }
 

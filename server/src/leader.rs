@@ -6,7 +6,7 @@
 use std::{sync::Arc, time::Duration};
 
 use rowen_api::v1::server_message;
-use rowen_state::{Cluster, Command, Effect, NodeId};
+use rowen_state::{Cluster, Command, Effect, NodeId, Reply};
 use tokio::{
     sync::{mpsc, oneshot},
     task::JoinHandle,
@@ -14,8 +14,13 @@ use tokio::{
 };
 
 use crate::{
-    auth::Principal, clock::boot_ms, convert, core::Core, liveness::Watch, machine::Pending,
-    server::Server,
+    auth::Principal,
+    clock::boot_ms,
+    convert,
+    core::Core,
+    liveness::Watch,
+    machine::Pending,
+    server::{Done, Server},
 };
 
 /// A node whose lease a quorum has just confirmed.
@@ -111,9 +116,15 @@ impl Term {
                 return;
             };
             let Some(command) = plan else { return };
-            if let Err(status) = server.propose(&Principal::own("planner"), None, command).await {
-                tracing::warn!(%status, "a plan was not committed");
-                server.feed.work.replan();
+            match server.propose(&Principal::own("planner"), None, command).await {
+                // More may fit now, and a long plan is cut: plan until nothing is proposed. A plan
+                // of which nothing fitted is not made again until the state changes, or a planner
+                // and an apply that disagree would fill the log.
+                Ok(Done { reply: Reply::Planned { accepted: 0, rejected }, .. }) => {
+                    tracing::warn!(rejected, "nothing of a plan fitted any more");
+                }
+                Ok(_) => server.feed.work.replan(),
+                Err(status) => tracing::warn!(%status, "a plan was not committed"),
             }
         }));
     }

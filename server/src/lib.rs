@@ -19,6 +19,6 @@ mod services;
 
 pub use auth::{Principal, Role, rule};
 pub use config::{Config, Timing};
-pub use core::{Core, Step, desired_tasks};
+pub use core::{Answer, Core, Step, desired_tasks};
 pub use liveness::{Margins, Watch};
 pub use serve::serve;

@@ -31,10 +31,6 @@ pub struct RequestId {
 
 /// What can be asked of the state.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[expect(
-    clippy::large_enum_variant,
-    reason = "one lives at a time, and boxes would hide the shape"
-)]
 pub enum Command {
     /// Moves the clock, and with it time limits.
     Tick,

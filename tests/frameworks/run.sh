@@ -17,7 +17,7 @@ root=$(cd "$here/../.." && pwd)
 cache=${ROWEN_CI_CACHE:-/tmp/rowen-ci-cache}
 export ROWEN=${ROWEN:-$root/target/release/rowen}
 work=$(mktemp -d "${TMPDIR:-/tmp}/rowen-frameworks.XXXXXX")
-export ROWEN_TEST_DIR=$work
+export ROWEN_TEST_DIR=$work PYTHONDONTWRITEBYTECODE=1
 dev_pid=
 
 main() {

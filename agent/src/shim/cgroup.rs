@@ -5,6 +5,7 @@
 
 use std::{
     fs, io,
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
 };
 
@@ -69,24 +70,25 @@ fn own() -> Option<PathBuf> {
     Some(PathBuf::from(mount).join(path))
 }
 
-/// Where an agent puts the cgroups of its tasks; `None` where it may not.
+/// Where the agent of the folder `dir` puts the cgroups of its tasks; `None`
+/// where it may not. Named after the folder itself, not after the node: two
+/// clusters on one machine would else kill each other's tasks.
 /// Controllers are switched on where the kernel lets it: processes may not sit
 /// beside them, so an agent that is alone in its group moves into a leaf.
-pub(crate) fn task_parent(node: &str) -> Option<PathBuf> {
+pub(crate) fn task_parent(dir: &Path) -> Option<PathBuf> {
+    let folder = fs::metadata(dir).ok()?;
     let home = own()?;
     let home = match home.file_name() {
         Some(name) if name == "rowen-agent" => home.parent()?.to_path_buf(),
         _ => home,
     };
-    let parent = home.join(format!("rowen-tasks-{node}"));
+    let parent = home.join(format!("rowen-tasks-{:x}-{:x}", folder.dev(), folder.ino()));
     fs::create_dir_all(&parent).ok()?;
-    if enable(&home).is_err() {
+    if enable(&home).is_err_and(|error| error.kind() == io::ErrorKind::ResourceBusy) {
         let leaf = home.join("rowen-agent");
-        let moved =
-            fs::create_dir_all(&leaf).and_then(|()| fs::write(leaf.join("cgroup.procs"), "0"));
-        if moved.is_ok() {
-            let _ = enable(&home);
-        }
+        let _ = fs::create_dir_all(&leaf)
+            .and_then(|()| fs::write(leaf.join("cgroup.procs"), "0"))
+            .and_then(|()| enable(&home));
     }
     let _ = enable(&parent);
     Some(parent)

@@ -55,17 +55,19 @@ pub(crate) fn run(args: RowenArgs) -> Outcome {
         Verb::Filler(FillerVerb::Schema) => schema::print(Kind::Filler),
         Verb::Filler(verb) => client(global, async |s| filler::run(s, verb).await),
         Verb::Status(args) => client(global, async |s| status::run(s, args).await),
-        // Verb::Dev(args) => on_all_cores(crate::dev::run(*args)),
-        // Verb::Demo(args) => on_all_cores(crate::demo::run(*args)),
-        // Verb::Bench(args) => on_all_cores(crate::bench::run(*args)),
-        // Verb::DemoWorker => Ok(crate::demo::worker::run()),
-        // Verb::DemoFiller => Ok(crate::demo::filler::run()),
+        Verb::Dev(args) => on_all_cores(crate::dev::run(*args)),
+        Verb::Demo(args) => on_all_cores(crate::demo::run(*args)),
+        Verb::Bench(args) => on_all_cores(crate::bench::run(*args)),
         Verb::Serve(args) => serve::run(&args),
         Verb::Agent(args) => agent::run(args),
         Verb::Schema(args) => schema::print(args.kind),
         Verb::Completion(args) => completion::print(args.shell),
         Verb::Version => version::print(Output::new(global.output)),
-        Verb::Shim | Verb::ProbeGpus | Verb::DemoWorker | Verb::DemoFiller => {
+        Verb::Shim
+        | Verb::ProbeGpus
+        | Verb::DemoWorker
+        | Verb::DemoFiller
+        | Verb::ClusterGuard => {
             anyhow::bail!("for Rowen's own use, with exactly the arguments it gives")
         }
     }

@@ -6,7 +6,7 @@
 use rowen_state::GpuMask;
 
 use crate::{
-    demand::{Ask, Claim},
+    demand::Ask,
     draft::Draft,
     fit::{self, Pool, Slots},
     node::{DraftNode, Fate},
@@ -18,11 +18,7 @@ pub(crate) fn earmark(draft: &mut Draft<'_>, ask: &Ask) -> Option<String> {
     let domain = fit::best_domain(draft, ask, &slots)?;
     for (pos, workers) in fit::spread(draft, &slots, domain, ask.workers.into()) {
         let gpus = soonest(draft.node(pos), workers * ask.claim.gpus);
-        let each = Claim { gpus: 0, ..ask.claim };
-        draft.earmark(pos, gpus, &each);
-        for _ in 1..workers {
-            draft.earmark(pos, GpuMask::NONE, &each);
-        }
+        draft.earmark(pos, gpus, &ask.claim, workers);
     }
     Some(format!(
         "needs {}: {} holds it once what already ends there has ended",

@@ -11,7 +11,7 @@ use std::{
 };
 
 use rowen_state::AllocationId;
-use rowen_topology::{DomainId, Level, NodePos};
+use rowen_topology::{DomainId, NodePos};
 
 use crate::{
     demand::{Ask, Claim},
@@ -276,6 +276,3 @@ impl Choice {
         self.victims.iter().filter_map(notice_ms).max().unwrap_or(0)
     }
 }
-
-/// Only for the order of [`Ask::levels`]: coarser levels come later.
-const _: () = assert!((Level::Site as u8) < (Level::Node as u8));

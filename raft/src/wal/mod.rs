@@ -7,6 +7,8 @@ pub(crate) mod record;
 pub(crate) mod recover;
 pub(crate) mod state;
 pub(crate) mod synced;
+#[cfg(test)]
+mod tests;
 pub(crate) mod writer;
 
 use std::{

@@ -53,8 +53,7 @@ pub(crate) fn recover(disk: &dyn Disk, options: &WalOptions) -> Result<Recovered
         let path = dir.join(segment_name(*number));
         let file = disk.open(&path).map_err(WalError::io("open", &path))?;
         let bytes = read_all(&*file, &path)?;
-        if is_last && bytes.iter().all(|byte| *byte == 0) {
-            // Its creation was cut short, before anything could be written to it.
+        if is_last && is_unfinished(*number, &bytes, &mark) {
             disk.remove(&path).map_err(WalError::io("remove", &path))?;
             break;
         }
@@ -113,6 +112,14 @@ impl Recovered {
         tail.file.sync_data().map_err(WalError::io("sync", &tail.path))?;
         self.mark.advance(tail.segment, tail.end)
     }
+}
+
+/// Whether a segment's creation was cut short: no whole head, no batch after it, and nothing that
+/// was ever synced. It is made anew when it is needed.
+fn is_unfinished(number: u64, bytes: &[u8], mark: &SyncedMark) -> bool {
+    let has_head = matches!(record::parse(bytes, 0), Parsed::Record(_));
+    let batches = bytes.get(SEGMENT_HEAD_BYTES as usize..).unwrap_or_default();
+    !has_head && mark.synced.0 < number && batches.iter().all(|byte| *byte == 0)
 }
 
 pub(crate) fn segment_name(number: u64) -> String {

@@ -154,7 +154,7 @@ impl Writer {
         let tail = self.tail.as_mut().expect("rolled above where there was none");
         let start = tail.end;
         let end = start + bytes.len() as u64;
-        fill_ahead(tail, end)?;
+        fill_ahead(tail, end, self.shared.options.segment_bytes)?;
         tail.file.write_at(&bytes, start).map_err(WalError::io("write", &tail.path))?;
         tail.file.sync_data().map_err(WalError::io("sync", &tail.path))?;
         self.shared.count_sync();
@@ -208,7 +208,7 @@ impl Writer {
         let head = recover::segment_head(segment, self.next_batch);
         let end = head.len() as u64;
         let mut tail = Tail { segment, path, file, end, filled: 0 };
-        fill_ahead(&mut tail, end)?;
+        fill_ahead(&mut tail, end, self.shared.options.segment_bytes)?;
         tail.file.write_at(&head, 0).map_err(WalError::io("write", &tail.path))?;
         tail.file.sync_data().map_err(WalError::io("sync", &tail.path))?;
         disk.sync_dir(dir).map_err(WalError::io("sync", dir))?;
@@ -232,9 +232,9 @@ impl Writer {
     }
 }
 
-fn fill_ahead(tail: &mut Tail, end: u64) -> Result<(), WalError> {
+fn fill_ahead(tail: &mut Tail, end: u64, segment_bytes: u64) -> Result<(), WalError> {
     if end > tail.filled {
-        let target = end.next_multiple_of(FILL_BYTES);
+        let target = end.next_multiple_of(FILL_BYTES.min(segment_bytes));
         let zeros = vec![0; (target - tail.filled) as usize];
         tail.file.write_at(&zeros, tail.filled).map_err(WalError::io("write", &tail.path))?;
         tail.filled = target;

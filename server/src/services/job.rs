@@ -190,22 +190,18 @@ impl JobApi {
     }
 
     fn archived(&self, id: JobId) -> Result<Option<Job>, Status> {
-        let found = self.0.replica.archive().get(&Cluster::job_key(id));
-        let Some(bytes) = found.map_err(|error| Status::internal(format!("archive: {error}")))?
-        else {
-            return Ok(None);
-        };
-        let job = codec::decode(Kind::Archive, &bytes);
-        job.map(Some).map_err(|error| Status::internal(format!("archive: {error}")))
+        let archive = self.0.replica.archive();
+        let found = archive.get(&Cluster::job_key(id)).map_err(archive_status)?;
+        found.map(|bytes| codec::decode(Kind::Archive, &bytes).map_err(archive_status)).transpose()
     }
 
     fn story(&self, id: JobId) -> Result<Vec<v1::JobEvent>, Status> {
-        let broken = |error: &dyn std::fmt::Display| Status::internal(format!("archive: {error}"));
+        let archive = self.0.replica.archive();
         let mut events = Vec::new();
-        for line in self.0.replica.archive().scan(&Cluster::story_prefix(id)) {
-            let line = line.map_err(|error: ArchiveError| broken(&error))?;
+        for line in archive.scan(&Cluster::story_prefix(id)).map_err(archive_status)? {
+            let line = line.map_err(archive_status)?;
             let event: JobEvent =
-                codec::decode(Kind::Archive, &line.value).map_err(|error| broken(&error))?;
+                codec::decode(Kind::Archive, &line.value).map_err(archive_status)?;
             events.push(v1::JobEvent { index: event.index, at_ms: event.at_ms, what: event.what });
         }
         Ok(events.split_off(events.len().saturating_sub(STORY_LINES)))
@@ -254,7 +250,7 @@ fn plan(view: &Cluster, spec: &JobSpec) -> v1::PlanJobResponse {
                 notice_ms: victim.notice_ms,
             })
             .collect(),
-        start_in_ms: planned.start_in_ms,
+        start_in_ms: planned.start_in_ms.unwrap_or(0),
         reason: planned.reason,
         index: view.applied(),
         span: planned.span,
@@ -278,7 +274,7 @@ fn why(view: &Cluster, job: &Job) -> v1::WhyJobResponse {
                 considered: level.considered,
                 could_if_empty: level.could_if_empty,
                 nearest: level.nearest,
-                nearest_lacks_gpus: level.nearest_lacks_gpus,
+                nearest_lacks_gpus: u32::try_from(level.nearest_lacks_gpus).unwrap_or(u32::MAX),
             })
             .collect(),
         cheapest_change: explained.cheapest_change,

@@ -1,5 +1,7 @@
 //! The re-check: does a decision still fit the state as it is now?
 
+use std::collections::BTreeMap;
+
 use rowen_topology::Level;
 
 use crate::{
@@ -28,7 +30,7 @@ impl Cluster {
     }
 
     /// Whether every place is a different one, of the right size and model, and free
-    /// but for `victims`.
+    /// but for `victims`, which are sorted.
     pub(super) fn check_places(
         &self,
         claim: &Resources,
@@ -44,7 +46,7 @@ impl Cluster {
                 return Err(format!("{} has {}", node.name, node.gpu_model));
             }
             let victims_on_node: Vec<_> =
-                node.owners().into_iter().filter(|owner| victims.contains(owner)).collect();
+                node.owners().into_iter().filter(|o| victims.binary_search(o).is_ok()).collect();
             let evictable = node.mask(|slot| {
                 slot.held.is_none()
                     && slot.owner.is_some_and(|owner| victims_on_node.contains(&owner))
@@ -142,18 +144,21 @@ impl Cluster {
         self.bind_gang(id, &hold.places, &why, outcome);
     }
 
-    /// Whether an allocation may be evicted for `places`: an instance not on its way out
+    /// Whether an allocation may be evicted for the GPUs that are `wanted`: an instance not on its way out
     /// that has GPUs among them.
-    pub(super) fn check_victim(&self, id: AllocationId, places: &[Place]) -> Result<(), Misfit> {
+    pub(super) fn check_victim(
+        &self,
+        id: AllocationId,
+        wanted: &BTreeMap<NodeId, GpuMask>,
+    ) -> Result<(), Misfit> {
         let victim = self.allocations.get(id).ok_or_else(|| format!("allocation {id} is gone"))?;
         if !matches!(victim.owner, Owner::Instance { .. }) || victim.stop.is_some() {
             return Err(format!("allocation {id} cannot be evicted"));
         }
-        let in_the_way = victim.tasks.iter().any(|task| {
-            places
-                .iter()
-                .any(|place| place.node == task.node && !place.gpus.and(task.gpus).is_empty())
-        });
+        let in_the_way = victim
+            .tasks
+            .iter()
+            .any(|task| wanted.get(&task.node).is_some_and(|gpus| !gpus.and(task.gpus).is_empty()));
         if in_the_way { Ok(()) } else { Err(format!("allocation {id} is not in the way")) }
     }
 }

@@ -1,9 +1,11 @@
 //! Carrying out a plan: each decision is checked again, and stands or falls alone.
 
+use std::collections::BTreeMap;
+
 use super::{Answer, gangs::new_task, places::Misfit};
 use crate::{
-    Allocation, AllocationId, Cluster, Decision, FillerId, FillerState, Hold, JobId, JobState,
-    Outcome, Owner, Place, Plan, Reply, StopReason,
+    Allocation, AllocationId, Cluster, Decision, FillerId, FillerState, GpuMask, Hold, JobId,
+    JobState, NodeId, Outcome, Owner, Place, Plan, Reply, StopReason,
 };
 
 impl Cluster {
@@ -15,8 +17,6 @@ impl Cluster {
                 Err(_) => rejected += 1,
             }
         }
-        // What no longer fitted stays queued: it wants a fresh plan.
-        outcome.replan |= rejected > 0;
         Ok(Reply::Planned { accepted, rejected })
     }
 
@@ -65,13 +65,23 @@ impl Cluster {
         if victims.is_empty() {
             return Err("a hold without victims is a start".into());
         }
-        for victim in victims {
-            self.check_victim(*victim, places)?;
+        let mut victims = victims.to_vec();
+        victims.sort_unstable();
+        if victims.windows(2).any(|pair| pair[0] == pair[1]) {
+            return Err("a victim is named twice".into());
         }
-        self.check_gang(&self.jobs.get(id).expect("queued").spec, places, victims)?;
+        let mut wanted: BTreeMap<NodeId, GpuMask> = BTreeMap::new();
+        for place in places {
+            let mask = wanted.entry(place.node).or_default();
+            *mask = mask.or(place.gpus);
+        }
+        for victim in &victims {
+            self.check_victim(*victim, &wanted)?;
+        }
+        self.check_gang(&self.jobs.get(id).expect("queued").spec, places, &victims)?;
 
         let mut deadline_ms = self.meta.now_ms;
-        for victim in victims {
+        for victim in &victims {
             self.stop(*victim, StopReason::Evicted { by: id }, outcome);
             let victim = self.allocations.get(*victim).expect("checked above");
             deadline_ms = deadline_ms.max(victim.stop.map_or(0, |stop| stop.deadline_ms));

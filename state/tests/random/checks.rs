@@ -134,7 +134,10 @@ fn check_pushes(before: &Cluster, outcome: &Outcome, after: &Cluster) -> Result<
         }
         let generation = before.nodes().get(node.id).map_or(0, |node| node.generation);
         if pushes > 1 || node.generation != generation + pushes {
-            return Err(format!("{}: generation {} after {pushes} pushes", node.name, node.generation));
+            return Err(format!(
+                "{}: generation {} after {pushes} pushes",
+                node.name, node.generation
+            ));
         }
     }
     let gone = outcome.effects.iter().find(|Effect::Push(node)| !after.nodes().contains(*node));
@@ -183,7 +186,9 @@ fn cover(before: &Cluster, step: &Step, answer: &Answer, after: &Cluster, covera
         };
         match after.allocations().get(id) {
             None => coverage.hit(format!("{kind} over after: {}", name(was.stop))),
-            Some(is) if is.stop != was.stop => coverage.hit(format!("{kind} stopped: {}", name(is.stop))),
+            Some(is) if is.stop != was.stop => {
+                coverage.hit(format!("{kind} stopped: {}", name(is.stop)))
+            }
             Some(is) if is.tasks.iter().any(|task| task.phase == TaskPhase::Lost) => {
                 coverage.hit("gang that lost a task waits for the others");
             }

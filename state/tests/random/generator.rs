@@ -133,7 +133,8 @@ impl Generator {
         match self.rng.below(100) {
             0 => {
                 step.entry.at_ms = cluster.now_ms() + 8 * 86_400_000;
-                (step.kind, step.expect) = ("a clock in the future", Expect::Refused(Code::Conflict));
+                (step.kind, step.expect) =
+                    ("a clock in the future", Expect::Refused(Code::Conflict));
             }
             1..=3 => step.entry.at_ms = step.entry.at_ms.saturating_sub(500_000), // a clock behind
             _ => {}
@@ -228,7 +229,9 @@ impl Generator {
                 ("invalid filler", Command::DeployFiller(spec), Expect::Refused(Code::Invalid))
             }
             8 => ("drain filler", Command::DrainFiller(self.rng.pick(&fillers)?), Expect::Any),
-            9..=10 => ("remove filler", Command::RemoveFiller(self.rng.pick(&fillers)?), Expect::Any),
+            9..=10 => {
+                ("remove filler", Command::RemoveFiller(self.rng.pick(&fillers)?), Expect::Any)
+            }
             _ => {
                 let id = rowen_state::FillerId(9_999);
                 ("drain nothing", Command::DrainFiller(id), Expect::Refused(Code::NotFound))
@@ -315,9 +318,10 @@ impl Generator {
     /// over, of an earlier phase, or one that no agent can know.
     fn draw_stale_report(&mut self, cluster: &Cluster) -> Option<Drawn> {
         let right = live_tasks(cluster);
-        let gone = self.old_reports.iter().filter(|report| {
-            !cluster.allocations().contains(report.allocation)
-        });
+        let gone = self
+            .old_reports
+            .iter()
+            .filter(|report| !cluster.allocations().contains(report.allocation));
         let gone: Vec<_> = gone.cloned().collect();
         let ended = TaskPhase::Exited { code: 1 };
         let (kind, report) = match self.rng.below(6) {
@@ -338,7 +342,11 @@ impl Generator {
             3 => ("report of what is over", self.rng.pick(&gone)?),
             4 => {
                 let report = self.rng.pick(&right)?;
-                let phase = if report.phase == TaskPhase::Ready { TaskPhase::Running } else { report.phase };
+                let phase = if report.phase == TaskPhase::Ready {
+                    TaskPhase::Running
+                } else {
+                    report.phase
+                };
                 ("report out of order", TaskReport { phase, message: "late".into(), ..report })
             }
             _ => {
@@ -362,12 +370,15 @@ impl Generator {
             }
             2 => {
                 // Two leaders planned the same: the second must find all of it taken.
-                let twice = plan.decisions.iter().filter(|d| !matches!(d, Decision::StartInstance { .. }));
+                let twice =
+                    plan.decisions.iter().filter(|d| !matches!(d, Decision::StartInstance { .. }));
                 let twice = twice.cloned().chain(plan.decisions.clone()).collect();
                 let plan = Plan { decisions: twice, ..plan };
                 ("plan made twice", Command::CommitPlan(plan), Expect::Any)
             }
-            _ if self.host_claims => ("plan blind to hosts", Command::CommitPlan(plan), Expect::Any),
+            _ if self.host_claims => {
+                ("plan blind to hosts", Command::CommitPlan(plan), Expect::Any)
+            }
             _ => ("plan", Command::CommitPlan(plan), Expect::AllAccepted),
         }
     }

@@ -19,8 +19,7 @@ const SEQUENCES: u64 = 10_000;
 const CLOSELY: u64 = 25;
 
 /// What must have been reached at least once.
-const WANTED: &[&str] = &[
-];
+const WANTED: &[&str] = &[];
 
 /// What a sequence leaves behind.
 struct Log {
@@ -64,7 +63,10 @@ fn record(seed: u64, coverage: &mut Coverage) -> Result<Log, String> {
         if seed.is_multiple_of(CLOSELY) || number.is_multiple_of(10) || number + 1 == length {
             checked = checked.and_then(|()| verified(&cluster));
         }
-        checked.map_err(|error| format!("step {number}: {step:#?}\n{outcome:#?}\n{error}"))?;
+        checked.map_err(|error| {
+            let (answer, effects) = (&outcome.answer, &outcome.effects);
+            format!("{error}\nstep {number}: {step:?}\nanswer {answer:?}, effects {effects:?}")
+        })?;
         generator.hear(&step, &outcome, &cluster);
         steps.push((step, outcome));
     }
@@ -81,7 +83,11 @@ fn replay(cluster: &mut Cluster, steps: &[(Step, Outcome)]) -> Result<(), String
 }
 
 fn same_hash(what: &str, found: u128, expected: u128) -> Result<(), String> {
-    if found == expected { Ok(()) } else { Err(format!("{what}: {found:032x}, not {expected:032x}")) }
+    if found == expected {
+        Ok(())
+    } else {
+        Err(format!("{what}: {found:032x}, not {expected:032x}"))
+    }
 }
 
 fn verified(cluster: &Cluster) -> Result<(), String> {
@@ -90,12 +96,15 @@ fn verified(cluster: &Cluster) -> Result<(), String> {
 
 #[test]
 fn ten_thousand_sequences_keep_every_invariant() {
-    let one = std::env::var("ROWEN_SEED").ok().map(|seed| seed.parse().expect("ROWEN_SEED: a number"));
+    let one =
+        std::env::var("ROWEN_SEED").ok().map(|seed| seed.parse().expect("ROWEN_SEED: a number"));
     let seeds = one.map_or(0..SEQUENCES, |seed: u64| seed..seed + 1);
     let mut coverage = Coverage::default();
     for seed in seeds {
         if let Err(error) = run(seed, &mut coverage) {
-            panic!("seed {seed}: {error}\nagain: ROWEN_SEED={seed} cargo test -p rowen-state --test random");
+            panic!(
+                "seed {seed}: {error}\nagain: ROWEN_SEED={seed} cargo test -p rowen-state --test random"
+            );
         }
     }
     println!("{coverage}");

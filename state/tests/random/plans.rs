@@ -24,20 +24,23 @@ pub(crate) fn sensible(rng: &mut Rng, cluster: &Cluster) -> Plan {
     let mut decisions = Vec::new();
     let evict = rng.chance(60);
     for job in cluster.queue().take(4) {
-        decisions.push(draft.gang(job, evict).unwrap_or_else(|| Decision::Wait {
-            job: job.id,
-            reason: "does not fit".into(),
-        }));
+        decisions.push(
+            draft
+                .gang(job, evict)
+                .unwrap_or_else(|| Decision::Wait { job: job.id, reason: "does not fit".into() }),
+        );
     }
     if rng.chance(70) {
         for filler in cluster.fillers().values().filter(|f| f.state == FillerState::Active) {
             if filler.backoff_until_ms > cluster.now_ms() {
                 continue;
             }
-            let missing = (filler.spec.max_instances as usize).saturating_sub(filler.instances.len());
+            let missing =
+                (filler.spec.max_instances as usize).saturating_sub(filler.instances.len());
             let wanted = &filler.spec.resources;
             for _ in 0..missing {
-                let fits = |node: &Node| wanted.gpu_model.as_ref().is_none_or(|m| *m == node.gpu_model);
+                let fits =
+                    |node: &Node| wanted.gpu_model.as_ref().is_none_or(|m| *m == node.gpu_model);
                 let mut nodes = cluster.nodes().values().filter(|node| fits(node));
                 let Some(place) = nodes.find_map(|node| {
                     let gpus = draft.free(node).lowest(wanted.gpus)?;
@@ -138,7 +141,7 @@ impl Draft<'_> {
 
 fn owners(cluster: &Cluster, place: Place) -> Vec<AllocationId> {
     let node = cluster.nodes().get(place.node).expect("a place names a node");
-    place.gpus.iter().filter_map(|ordinal| node.gpus[ordinal as usize].owner).collect()
+    place.gpus.iter().filter_map(|ordinal| node.gpus.get(ordinal as usize)?.owner).collect()
 }
 
 /// One decision that cannot be carried out, and the name of what is wrong with it.
@@ -206,14 +209,18 @@ pub(crate) fn garbage(rng: &mut Rng, cluster: &Cluster) -> Option<(&'static str,
         8 => {
             let job = job?;
             let gangs = cluster.allocations().values().find_map(|allocation| {
-                matches!(allocation.owner, Owner::Gang { .. }).then_some((allocation.id, allocation.tasks[0].clone()))
+                matches!(allocation.owner, Owner::Gang { .. })
+                    .then_some((allocation.id, allocation.tasks[0].clone()))
             });
             let (victim, place) = match gangs {
                 Some((id, task)) => (id, Place { node: task.node, gpus: task.gpus }),
                 None => (AllocationId(9_999), free_place(&job)),
             };
             let places = vec![place; job.spec.workers as usize];
-            ("a victim that may not be evicted", Decision::Hold { job: job.id, places, victims: vec![victim], why })
+            (
+                "a victim that may not be evicted",
+                Decision::Hold { job: job.id, places, victims: vec![victim], why },
+            )
         }
         9 => {
             let job = job.filter(|job| job.spec.workers == 1)?;
@@ -223,7 +230,10 @@ pub(crate) fn garbage(rng: &mut Rng, cluster: &Cluster) -> Option<(&'static str,
                     && !owners(cluster, place).contains(&allocation.id)
             })?;
             let victims = vec![innocent.id];
-            ("a victim not in the way", Decision::Hold { job: job.id, places: vec![place], victims, why })
+            (
+                "a victim not in the way",
+                Decision::Hold { job: job.id, places: vec![place], victims, why },
+            )
         }
         10 => {
             let job = job?;
@@ -233,7 +243,8 @@ pub(crate) fn garbage(rng: &mut Rng, cluster: &Cluster) -> Option<(&'static str,
                     && allocation.resources.gpus == job.spec.resources.gpus
             })?;
             let task = &victim.tasks[0];
-            let places = vec![Place { node: task.node, gpus: task.gpus }; job.spec.workers as usize];
+            let places =
+                vec![Place { node: task.node, gpus: task.gpus }; job.spec.workers as usize];
             let victims = vec![victim.id; 2];
             ("a victim named twice", Decision::Hold { job: job.id, places, victims, why })
         }
@@ -243,7 +254,8 @@ pub(crate) fn garbage(rng: &mut Rng, cluster: &Cluster) -> Option<(&'static str,
                     || filler.instances.len() >= filler.spec.max_instances as usize
             });
             let filler = filler.map_or(FillerId(9_999), |filler| filler.id);
-            let place = Place { node: node.id, gpus: node.free().lowest(1).unwrap_or(GpuMask::one(0)) };
+            let place =
+                Place { node: node.id, gpus: node.free().lowest(1).unwrap_or(GpuMask::one(0)) };
             ("an instance that may not start", Decision::StartInstance { filler, place })
         }
     })

@@ -20,7 +20,7 @@ type InstanceId = (String, u64);
 
 pub(super) async fn play(demo: &mut Demo<'_>) -> Result<()> {
     demo.screen.step("a gang of 8 workers × 8 GPUs, inside one block");
-    let options = ["--mib", "2", "--rounds", "12", "--pause-ms", "50"];
+    let options = ["--mib", "2", "--rounds", "8", "--pause-ms", "150"];
     let spec = demo.gang("pretrain", WORKERS, "block", &options);
     let before = demo.instances().await?;
     let plan = demo.rpc.plan(spec.clone()).await?;

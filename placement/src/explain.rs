@@ -1,0 +1,214 @@
+//! Why a job waits, or where it is: the answer of `rowen why`.
+
+use rowen_state::{AllocationId, Cluster, Job, JobId, JobState};
+use rowen_topology::Level;
+
+use crate::{
+    Cycle, Verdict,
+    demand::Ask,
+    draft::Draft,
+    fit::{self, Pool, Slots},
+    reason::{self, Census},
+};
+
+/// Why a job waits, or where it is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Explanation {
+    /// One sentence.
+    pub summary: String,
+    /// What it waits for, in a word or a few; empty when it does not wait.
+    pub binding_constraint: String,
+    /// From 1; 0: it is not queued.
+    pub queue_position: u32,
+    /// Queued jobs.
+    pub queue_length: u32,
+    /// Coarse to fine; empty when it is not queued.
+    pub levels: Vec<LevelReason>,
+    /// What would admit it, `4 fewer workers, or pod instead of block`; empty: nothing known.
+    pub cheapest_change: String,
+    /// Unix time, as far as time limits and notices say; earlier is possible, later too.
+    pub start_estimate_ms: Option<u64>,
+}
+
+/// What one level has for a job, fillers' GPUs counted as free.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LevelReason {
+    /// Which.
+    pub level: Level,
+    /// Domains there are.
+    pub considered: u32,
+    /// Those that would hold the job if nothing else ran.
+    pub could_if_empty: u32,
+    /// The one with the most room now.
+    pub nearest: String,
+    /// GPUs that it lacks; 0: it has room.
+    pub nearest_lacks_gpus: u64,
+}
+
+/// Why a job waits (or where it is): for `rowen why`.
+pub fn explain(view: &Cluster, job: JobId) -> Explanation {
+    let base = Explanation { queue_length: view.queue_len() as u32, ..Explanation::default() };
+    let Some(job) = view.jobs().get(job) else {
+        return Explanation { summary: format!("there is no job {job}"), ..base };
+    };
+    match job.state {
+        JobState::Queued => queued(view, job, base),
+        JobState::Holding => holding(view, job, base),
+        _ => Explanation { summary: summary_of(job), ..base },
+    }
+}
+
+fn summary_of(job: &Job) -> String {
+    let state = match job.state {
+        JobState::Queued => "is queued",
+        JobState::Holding => "has GPUs held for it",
+        JobState::Starting => "is starting",
+        JobState::Running => "runs",
+        JobState::Stopping => "is stopping",
+        JobState::Completed => "has completed",
+        JobState::Failed => "has failed",
+        JobState::Cancelled => "was cancelled",
+    };
+    match job.reason.trim_start_matches("stopping: ") {
+        "" => format!("job {} {state}", job.id),
+        reason => format!("job {} {state}: {reason}", job.id),
+    }
+}
+
+fn holding(view: &Cluster, job: &Job, base: Explanation) -> Explanation {
+    let deadline_ms = job.hold.as_ref().map(|hold| hold.deadline_ms);
+    Explanation {
+        summary: summary_of(job),
+        binding_constraint: "the notice of evicted fillers".into(),
+        start_estimate_ms: deadline_ms.map(|at_ms| at_ms.max(view.now_ms())),
+        ..base
+    }
+}
+
+/// Replays the cycle up to the job, so that the answer is the one the planner gives.
+fn queued(view: &Cluster, job: &Job, base: Explanation) -> Explanation {
+    let mut cycle = Cycle::new(view);
+    cycle.gangs_before(|other| other.id == job.id);
+    let ask = Ask::new(&job.spec, view.index());
+    let levels = levels(&cycle.draft, &ask);
+    let position = view.queue().take_while(|other| other.id != job.id).count() + 1;
+    let base = Explanation { levels, queue_position: position as u32, ..base };
+    match cycle.consider(&ask) {
+        Verdict::Start(placement) | Verdict::Hold(placement) => Explanation {
+            summary: format!("job {} goes with the next plan: {}", job.id, placement.why),
+            binding_constraint: "the next plan".into(),
+            start_estimate_ms: Some(view.now_ms() + placement.notice_ms),
+            ..base
+        },
+        Verdict::Wait(reason) => {
+            let first_end = first_end(&cycle.draft, &ask);
+            Explanation {
+                summary: format!("job {} waits: {reason}", job.id),
+                binding_constraint: binding(&cycle.draft, &ask),
+                cheapest_change: cheapest_change(&cycle.draft, &ask, first_end),
+                start_estimate_ms: first_end.map(|(end_ms, _)| end_ms),
+                ..base
+            }
+        }
+    }
+}
+
+fn levels(draft: &Draft<'_>, ask: &Ask) -> Vec<LevelReason> {
+    let index = draft.index();
+    let (room, empty) =
+        (Slots::of(draft, &ask.claim, Pool::Evicted), reason::capacity(draft, &ask.claim));
+    let of_level = |level| {
+        let (nearest, workers) = reason::nearest(draft, &room, level)?;
+        let holds = |domain: &_| empty.within(index, *domain) >= u64::from(ask.workers);
+        let lacks = u64::from(ask.workers).saturating_sub(workers);
+        Some(LevelReason {
+            level,
+            considered: index.domains(level).len() as u32,
+            could_if_empty: fit::domains(index, level).filter(holds).count() as u32,
+            nearest: index.domain(nearest).name.clone(),
+            nearest_lacks_gpus: lacks * u64::from(ask.claim.gpus),
+        })
+    };
+    Level::ALL.into_iter().filter_map(of_level).collect()
+}
+
+fn binding(draft: &Draft<'_>, ask: &Ask) -> String {
+    if reason::never(draft, ask).is_some() {
+        return "the size and kind of the fabric".into();
+    }
+    let room = Slots::of(draft, &ask.claim, Pool::Evicted);
+    match reason::nearest(draft, &room, ask.required) {
+        Some((nearest, _)) => Census::of(draft, &ask.claim, nearest).binding().into(),
+        None => "a fabric".into(),
+    }
+}
+
+/// What would admit the job now, or first.
+fn cheapest_change(draft: &Draft<'_>, ask: &Ask, first_end: Option<(u64, JobId)>) -> String {
+    let never = reason::never(draft, ask).is_some();
+    let room = match never {
+        true => reason::capacity(draft, &ask.claim),
+        false => Slots::of(draft, &ask.claim, Pool::Evicted),
+    };
+    let most = |level| reason::nearest(draft, &room, level).map_or(0, |(_, workers)| workers);
+    let needed = u64::from(ask.workers);
+    let mut changes = Vec::new();
+    let wider = Level::ALL.into_iter().rev().filter(|level| *level < ask.required);
+    if let Some(level) = wider.into_iter().find(|level| most(*level) >= needed) {
+        changes.push(reason::instead(level, ask.required));
+    }
+    match needed.saturating_sub(most(ask.required)) {
+        0 => {}
+        1 if needed > 1 => changes.push("1 fewer worker".into()),
+        fewer if fewer < needed => changes.push(format!("{fewer} fewer workers")),
+        _ => {}
+    }
+    if let Some((end_ms, job)) = first_end {
+        let in_s = end_ms.saturating_sub(draft.view.now_ms()).div_ceil(1_000);
+        changes.push(format!("the end of job {job} (time limit in {in_s} s)"));
+    }
+    changes.join(", or ")
+}
+
+/// When, by the time limits of what runs, so much has ended that the job fits, and whose end that is.
+fn first_end(draft: &Draft<'_>, ask: &Ask) -> Option<(u64, JobId)> {
+    let ends = ends(draft.view);
+    let fits_after = |count: usize| {
+        let mut ended: Vec<AllocationId> = ends[..count].iter().map(|(.., id)| *id).collect();
+        ended.sort_unstable();
+        let room = Slots::count(draft, &ask.claim, |pos| {
+            draft.node(pos).slots(&ask.claim, |tenant| {
+                Pool::Soon.gone(tenant) || ended.binary_search(&tenant.allocation).is_ok()
+            })
+        });
+        fit::best_domain(draft, ask, &room).is_some()
+    };
+    if ends.is_empty() || !fits_after(ends.len()) {
+        return None;
+    }
+    // The more have ended, the more fits: search for the first that is enough.
+    let (mut enough, mut too_few) = (ends.len(), 0);
+    while enough - too_few > 1 {
+        let middle = too_few + (enough - too_few) / 2;
+        if fits_after(middle) { enough = middle } else { too_few = middle }
+    }
+    let (end_ms, job, _) = ends[enough - 1];
+    Some((end_ms, job))
+}
+
+/// Gangs with a time limit, next end first.
+fn ends(view: &Cluster) -> Vec<(u64, JobId, AllocationId)> {
+    let mut ends: Vec<_> = view
+        .allocations()
+        .values()
+        .filter_map(|allocation| {
+            let rowen_state::Owner::Gang { job, .. } = allocation.owner else { return None };
+            let job = view.jobs().get(job)?;
+            let from_ms = if job.running_ms > 0 { job.running_ms } else { view.now_ms() };
+            let limit_ms = job.spec.time_limit_ms;
+            (limit_ms > 0).then_some((from_ms + limit_ms, job.id, allocation.id))
+        })
+        .collect();
+    ends.sort_unstable();
+    ends
+}

@@ -1,0 +1,183 @@
+//! Why something does not fit, in one sentence with numbers.
+//!
+//! A reason is written to the log when it changes, so it holds nothing that moves by itself: no
+//! times, no counts of what does not matter, and fillers' GPUs count as if they were free.
+
+use rowen_state::Filler;
+use rowen_topology::{DomainId, Level};
+
+use crate::{
+    demand::{Ask, Claim, LevelWord, Model},
+    draft::Draft,
+    fit::{self, Pool, Slots},
+    node::Fate,
+};
+
+/// Why a gang that no pass could place waits.
+pub(crate) fn why_not(draft: &Draft<'_>, ask: &Ask) -> String {
+    if let Some(reason) = never(draft, ask) {
+        return reason;
+    }
+    let room = Slots::of(draft, &ask.claim, Pool::Evicted);
+    let Some((nearest, workers)) = nearest(draft, &room, ask.required) else {
+        return "the fabric has no nodes yet".into();
+    };
+    let index = draft.index();
+    let needs = ask.in_words(index);
+    let name = fit::name(index, nearest);
+    let gives = workers * u64::from(ask.claim.gpus);
+    let rest = Census::of(draft, &ask.claim, nearest).in_words();
+    let (needed, open) = (ask.gpus(), if rest.is_empty() { "" } else { ": " });
+    format!("needs {needs}; the nearest, {name}, can give {gives} of {needed} GPUs{open}{rest}")
+}
+
+/// Why the gang does not fit even on an empty fabric, if so.
+pub(crate) fn never(draft: &Draft<'_>, ask: &Ask) -> Option<String> {
+    if let Some(reason) = no_such_node(draft, &ask.claim) {
+        return Some(format!("can never start: {reason}"));
+    }
+    let (largest, workers) = nearest(draft, &capacity(draft, &ask.claim), ask.required)?;
+    (workers < ask.workers.into()).then(|| {
+        format!(
+            "can never start: needs {}; the largest, {}, holds {workers} of {} workers when empty",
+            ask.in_words(draft.index()),
+            fit::name(draft.index(), largest),
+            ask.workers
+        )
+    })
+}
+
+/// Why a filler gets no more instances.
+pub(crate) fn no_room_on_a_node(draft: &Draft<'_>, filler: &Filler, claim: &Claim) -> String {
+    if let (Model::Unknown, Some(model)) = (claim.model, &filler.spec.resources.gpu_model) {
+        return format!("no node has the GPU model {model}; there are {}", models(draft));
+    }
+    no_such_node(draft, claim).unwrap_or_else(|| {
+        let host = if claim.cpus + claim.memory_mib > 0 { ", cores and memory" } else { "" };
+        format!("no node has {}{host} free", claim.in_words(draft.index()))
+    })
+}
+
+/// Why not even an empty node holds one worker, if so.
+fn no_such_node(draft: &Draft<'_>, claim: &Claim) -> Option<String> {
+    let index = draft.index();
+    if index.node_count() == 0 {
+        return None; // a fabric may come
+    }
+    if claim.model == Model::Unknown {
+        return Some(format!("no node has the GPU model asked for; there are {}", models(draft)));
+    }
+    let admitted = draft.positions().filter(|pos| claim.admits(index.model(*pos)));
+    let most = admitted.map(|pos| u32::from(index.gpu_count(pos))).max().unwrap_or(0);
+    if most < claim.gpus {
+        return Some(format!("no node has {}, the largest has {most}", claim.in_words(index)));
+    }
+    let room = capacity(draft, claim);
+    draft.positions().all(|pos| room.at(pos) == 0).then(|| {
+        format!(
+            "no node has {} with {} cores and {} MiB of memory",
+            claim.in_words(index),
+            claim.cpus,
+            claim.memory_mib
+        )
+    })
+}
+
+fn models(draft: &Draft<'_>) -> String {
+    let ids = (0..draft.index().model_count()).map(rowen_topology::ModelId);
+    let names: Vec<&str> = ids.map(|id| draft.index().model_name(id)).collect();
+    names.join(", ")
+}
+
+/// Room on an empty fabric with every node up.
+pub(crate) fn capacity(draft: &Draft<'_>, claim: &Claim) -> Slots {
+    let holds = |total: u64, each: u64| match (total, each) {
+        (0, _) | (_, 0) => u32::MAX,
+        (total, each) => u32::try_from(total / each).unwrap_or(u32::MAX),
+    };
+    Slots::count(draft, claim, |pos| {
+        let node = draft.view.node_at(pos);
+        (node.gpus.len() as u32 / claim.gpus)
+            .min(holds(node.cpus.into(), claim.cpus))
+            .min(holds(node.memory_mib, claim.memory_mib))
+    })
+}
+
+/// The domain of a level with the most room, and how much. `None` without nodes.
+pub(crate) fn nearest(draft: &Draft<'_>, room: &Slots, level: Level) -> Option<(DomainId, u64)> {
+    let with_room = fit::domains(draft.index(), level)
+        .map(|domain| (domain, room.within(draft.index(), domain)));
+    with_room.max_by_key(|(domain, room)| (*room, std::cmp::Reverse(*domain)))
+}
+
+/// What has become of the GPUs of a domain that a claim cannot use.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Census {
+    gangs: u32,
+    leaving: u32,
+    down: u32,
+    fragments: u32,
+    no_host: u32,
+}
+
+impl Census {
+    pub(crate) fn of(draft: &Draft<'_>, claim: &Claim, domain: DomainId) -> Census {
+        let index = draft.index();
+        let mut census = Census::default();
+        for pos in draft.nodes_of(domain).filter(|pos| claim.admits(index.model(*pos))) {
+            let gpus = u32::from(index.gpu_count(pos));
+            let machine = draft.view.node_at(pos);
+            if !machine.schedulable() {
+                census.down += gpus;
+                continue;
+            }
+            let node = draft.node(pos);
+            let sick = machine.mask(|slot| !slot.healthy).count();
+            let leaving: u32 = node
+                .tenants
+                .iter()
+                .filter(|tenant| tenant.fate == Fate::Leaving)
+                .map(|tenant| tenant.gpus.count())
+                .sum();
+            let open = node.free.or(node.evictable()).count();
+            let slots = node.slots(claim, |tenant| Pool::Evicted.gone(tenant));
+            census.down += sick;
+            census.leaving += leaving;
+            census.gangs += gpus - sick - leaving - open;
+            census.fragments += open % claim.gpus;
+            census.no_host += (open / claim.gpus - slots) * claim.gpus;
+        }
+        census
+    }
+
+    /// `gangs have 64, 8 are down`.
+    pub(crate) fn in_words(&self) -> String {
+        let parts = [
+            (self.gangs, "gangs have"),
+            (self.leaving, "coming free:"),
+            (self.down, "down, silent or out of service:"),
+            (self.fragments, "in pieces too small:"),
+            (self.no_host, "without cores or memory:"),
+        ];
+        let parts = parts.into_iter().filter(|(count, _)| *count > 0);
+        parts.map(|(count, what)| format!("{what} {count}")).collect::<Vec<_>>().join(", ")
+    }
+
+    /// What holds back most of them.
+    pub(crate) fn binding(&self) -> &'static str {
+        let kinds = [
+            (self.gangs, "GPUs that gangs have"),
+            (self.down, "GPUs that are down or out of service"),
+            (self.fragments, "fragmentation"),
+            (self.no_host, "cores or memory"),
+            (self.leaving, "GPUs that are being cleared"),
+        ];
+        let most = kinds.into_iter().rev().max_by_key(|(count, _)| *count);
+        most.map_or("GPUs", |(_, what)| what)
+    }
+}
+
+/// `block instead of node`, for a level in the middle of a sentence.
+pub(crate) fn instead(new: Level, old: Level) -> String {
+    format!("{} instead of {}", LevelWord(new), LevelWord(old))
+}

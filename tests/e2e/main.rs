@@ -1,0 +1,10 @@
+//! End to end: the real binary, real processes, a real disk.
+//!
+//! Every test runs `rowen` as a person would and looks at what it prints, at its exit code and at
+//! /proc. Never links anything of Rowen's. One test at a time: each fills the machine.
+
+mod agent_restart;
+mod demo;
+mod jobs;
+mod resume;
+mod rig;
