@@ -1,5 +1,7 @@
 //! The whole agent against a scripted server: real stream, real processes.
 
+#![expect(clippy::unwrap_used, reason = "a test")]
+
 use std::{
     collections::VecDeque,
     fs,
@@ -258,12 +260,15 @@ async fn a_task_from_launch_to_exit() {
     assert_eq!((report.allocation, report.rank), (17, 0));
     assert!(took < Duration::from_millis(500), "launch took {took:?}");
     let pid = agent.status("j17-a1-r0").processes[0].pid;
+    let log = agent.task("j17-a1-r0").join("stdout.log");
+    while fs::read_to_string(&log).unwrap().is_empty() {
+        leader.turn().await; // A heartbeat each 50 ms.
+    }
     leader.want(2, vec![stopping(&task, 2000)]).await;
     let report = leader.phase(TaskPhase::Exited).await;
     assert_eq!((report.exit_code, report.message.as_str()), (143, "killed by SIGTERM: a test"));
     assert!(!alive(pid));
-    let log = fs::read_to_string(agent.task("j17-a1-r0").join("stdout.log")).unwrap();
-    assert_eq!(log, "17 SIM-n1-0\n");
+    assert_eq!(fs::read_to_string(&log).unwrap(), "17 SIM-n1-0\n");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -469,4 +474,26 @@ async fn a_machine_without_gpus_says_so() {
         found.note.as_deref().is_some_and(|note| note.starts_with("no GPU: "))
     );
     assert!(found.gpus.iter().all(|gpu| gpu.uuid.starts_with("GPU-") && gpu.memory_mib > 0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn zz_latency() {
+    let mut server = Server::start().await;
+    let _agent = Agent::start(&server);
+    let (mut leader, _) = server.welcomed().await;
+    leader.beat().await;
+    let mut took = Vec::new();
+    for n in 1..=100u64 {
+        let task = job(n, "sleep 0.05");
+        let asked = Instant::now();
+        leader.want(n, vec![task]).await;
+        loop {
+            let report = leader.phase(TaskPhase::Running).await;
+            if report.allocation == n { break; }
+        }
+        took.push(asked.elapsed());
+        while leader.phase(TaskPhase::Exited).await.allocation != n {}
+    }
+    took.sort();
+    eprintln!("p50 {:?} p90 {:?} p99 {:?}", took[50], took[90], took[99]);
 }

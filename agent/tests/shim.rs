@@ -1,5 +1,7 @@
 //! The shim alone, with real processes: what it launches, how it ends it.
 
+#![expect(clippy::unwrap_used, reason = "a test")]
+
 use std::{
     collections::BTreeMap,
     fs,

@@ -83,12 +83,12 @@ pub(crate) enum Verb {
     Filler(FillerVerb),
     /// The control plane and what the GPUs were used for.
     Status(WatchArgs),
-    // /// Run a whole cluster on this machine, with simulated GPUs.
-    // Dev(Box<crate::dev::Args>),
-    // /// Show a real gang over fillers, end to end, in half a minute.
-    // Demo(Box<crate::demo::Args>),
-    // /// Measure.
-    // Bench(Box<crate::bench::Args>),
+    /// Run a whole cluster on this machine, with simulated GPUs.
+    Dev(Box<crate::dev::Args>),
+    /// Show a real gang over fillers, end to end, in half a minute.
+    Demo(Box<crate::demo::Args>),
+    /// Measure.
+    Bench(Box<crate::bench::Args>),
     /// Run a replica of the control plane.
     Serve(ServeArgs),
     /// Run the agent of a node.
@@ -445,4 +445,98 @@ pub(crate) struct CompletionArgs {
 /// A duration on the command line, as files have it.
 fn duration(text: &str) -> Result<std::time::Duration, String> {
     files::duration(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    fn parse(line: &str) -> Result<RowenArgs, clap::Error> {
+        RowenArgs::try_parse_from(line.split_whitespace())
+    }
+
+    #[test]
+    fn the_parser_is_sound() {
+        RowenArgs::command().debug_assert();
+    }
+
+    /// Each line parses, and its short form parses to the same.
+    #[test]
+    fn short_forms_mean_the_long_ones() {
+        let pairs = [
+            ("rowen submit job.toml --wait", "rowen job submit job.toml --wait"),
+            ("rowen plan job.toml", "rowen job plan job.toml"),
+            ("rowen queue -a", "rowen job list --all"),
+            ("rowen jobs", "rowen job ls"),
+            ("rowen why 7", "rowen job why 7"),
+            ("rowen logs 7 -f -r 2 -n 10", "rowen job logs 7 --follow --rank 2 --tail 10"),
+            ("rowen cancel 7 8", "rowen job cancel 7 8"),
+        ];
+        let inner = |args: RowenArgs| {
+            let text = format!("{:?}", args.verb);
+            let from = text.find("Args").expect("each of these verbs has arguments");
+            text[from..].trim_end_matches(')').to_owned()
+        };
+        for (short, long) in pairs {
+            assert_eq!(inner(parse(short).unwrap()), inner(parse(long).unwrap()), "{short}");
+        }
+    }
+
+    #[test]
+    fn accepted() {
+        let lines = [
+            "rowen submit --name x -n 4 -g 8 -t 2h --required block -- python3 train.py --lr 1",
+            "rowen submit - --format yaml --set workers=4 --set env.A=b --parsable",
+            "rowen submit job.toml --follow --timeout 90s",
+            "rowen --addr a:1,b:2 -o json status",
+            "rowen status --addr a:1 -o yaml --watch",
+            "rowen job validate a.toml b.yaml",
+            "rowen node list -w -o wide",
+            "rowen node drain node[1-4] node9 -m fans",
+            "rowen node uncordon node1",
+            "rowen fabric show -w",
+            "rowen fabric check fabric.yaml",
+            "rowen filler deploy chat.yaml --set instances.max=2",
+            "rowen filler rm chat",
+            "rowen serve --config rowen.toml",
+            "rowen agent --server a:1,b:1 --node n1 --dir /d --addr h --simulate-gpus 8",
+            "rowen schema job",
+            "rowen completion bash",
+            "rowen version",
+        ];
+        for line in lines {
+            parse(line).unwrap_or_else(|error| panic!("{line}: {error}"));
+        }
+    }
+
+    #[test]
+    fn refused_as_usage() {
+        let lines = [
+            "rowen submit job.toml --timeout 90",
+            "rowen queue --frobnicate",
+            "rowen job",
+            "rowen node drain",
+            "rowen cancel",
+            "rowen logs 7 --stdout --stderr",
+            "rowen status -o xml",
+            "rowen agent --server a:1 --node n1 --dir /d --simulate-gpus 65",
+            "rowen agent --node n1 --dir /d",
+        ];
+        for line in lines {
+            let error = parse(line).expect_err(line);
+            assert_eq!(error.exit_code(), 2, "{line}");
+        }
+    }
+
+    /// `agent --addr` is where its tasks are reached, and no ROWEN_ADDR gets into it.
+    #[test]
+    fn the_agent_has_an_address_of_its_own() {
+        let args = parse("rowen agent --server s:1 --node n --dir /d --addr host").unwrap();
+        let Verb::Agent(agent) = args.verb else { panic!("{:?}", args.verb) };
+        assert_eq!(agent.addr, ["host"]);
+        let args = parse("rowen agent --server s:1 --node n --dir /d").unwrap();
+        let Verb::Agent(agent) = args.verb else { panic!("{:?}", args.verb) };
+        assert_eq!(agent.addr, Vec::<String>::new());
+    }
 }

@@ -99,8 +99,9 @@ impl Client {
         let deadline = Instant::now() + PATIENCE;
         let mut pause = PAUSES.0;
         loop {
+            let answered = self.answered;
             let problem = match self.connected().await {
-                Err(error) if !self.answered => return Err(error),
+                Err(error) if !answered => return Err(error),
                 Err(error) => error,
                 Ok(Open { addr, channel }) => {
                     match timeout_at(deadline, send(channel.clone())).await {

@@ -188,7 +188,7 @@ impl Cluster {
             ["--server", &server],
             ["--node", node],
             ["--dir", &*dir],
-            ["--advertise", "127.0.0.1"],
+            ["--addr", "127.0.0.1"],
             ["--simulate-gpus", &gpus],
             ["--simulate-model", &found.gpu_model],
             ["--simulate-memory-mib", &memory],

@@ -84,7 +84,10 @@ impl<'a> Draft<'a> {
 
     /// Keeps GPUs for workers of a gang that has to wait for some of them.
     pub(crate) fn earmark(&mut self, pos: NodePos, gpus: GpuMask, claim: &Claim, workers: u32) {
-        self.change(pos, |node| node.take(gpus, claim, workers));
+        self.change(pos, |node| {
+            node.take(gpus, claim, workers);
+            node.kept += gpus.count();
+        });
     }
 
     pub(crate) fn evict(&mut self, pos: NodePos, victim: AllocationId) {
@@ -94,10 +97,12 @@ impl<'a> Draft<'a> {
     /// The tightest domain that holds all of these nodes; `None` when they span sites.
     pub(crate) fn span(&self, nodes: impl Iterator<Item = NodePos> + Clone) -> Option<DomainId> {
         let first = nodes.clone().next()?;
-        Level::ALL.into_iter().rev().map(|level| self.index.domain_of(first, level)).find(|domain| {
-            let range = &self.index.domain(*domain).nodes;
-            nodes.clone().all(|pos| range.contains(&pos.0))
-        })
+        Level::ALL.into_iter().rev().map(|level| self.index.domain_of(first, level)).find(
+            |domain| {
+                let range = &self.index.domain(*domain).nodes;
+                nodes.clone().all(|pos| range.contains(&pos.0))
+            },
+        )
     }
 
     fn change(&mut self, pos: NodePos, how: impl FnOnce(&mut DraftNode)) {

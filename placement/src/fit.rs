@@ -69,11 +69,7 @@ impl Slots {
     }
 
     /// Counts with `slots` of each node whose model will do.
-    pub(crate) fn count(
-        draft: &Draft<'_>,
-        claim: &Claim,
-        slots: impl Fn(NodePos) -> u32,
-    ) -> Slots {
+    pub(crate) fn count(draft: &Draft<'_>, claim: &Claim, slots: impl Fn(NodePos) -> u32) -> Slots {
         let mut before = Vec::with_capacity(draft.index().node_count() as usize + 1);
         let mut sum = 0;
         before.push(sum);

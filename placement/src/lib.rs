@@ -21,11 +21,6 @@ mod node;
 mod passes;
 mod reason;
 
-#[cfg(test)]
-mod test_world;
-#[cfg(test)]
-mod tests;
-
 use std::collections::BTreeMap;
 
 use rowen_state::{Cluster, Decision, Job, JobId, Plan};
@@ -121,7 +116,9 @@ impl<'a> Cycle<'a> {
     fn decide(&mut self, job: &Job, verdict: Verdict) {
         let id: JobId = job.id;
         self.decisions.push(match verdict {
-            Verdict::Start(Placement { places, why, .. }) => Decision::Start { job: id, places, why },
+            Verdict::Start(Placement { places, why, .. }) => {
+                Decision::Start { job: id, places, why }
+            }
             Verdict::Hold(Placement { places, victims, why, .. }) => {
                 Decision::Hold { job: id, places, victims, why }
             }

@@ -9,6 +9,8 @@ use crate::demand::Claim;
 /// fewer victims is better.
 const EVICTION_MICROS: u128 = 1_000;
 const HOUR_MS: u128 = 3_600_000;
+/// What should have ended this long ago may never end: nobody is made to wait for it.
+const OVERDUE_MS: u64 = 30_000;
 
 /// What can become of an allocation's share of a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,7 +19,8 @@ pub(crate) enum Fate {
     Evictable,
     /// It is being taken back already, for nobody.
     Leaving,
-    /// It stays: a gang, or an instance beside GPUs that were promised to one.
+    /// It stays, as far as one can tell: a gang, an instance beside GPUs that were promised to
+    /// one, and what should have ended long ago.
     Staying,
 }
 
@@ -41,6 +44,8 @@ pub(crate) struct DraftNode {
     pub(crate) free: GpuMask,
     /// By allocation id. Empty where nothing new may be placed.
     pub(crate) tenants: Vec<Tenant>,
+    /// GPUs kept for a gang that waits for more.
+    pub(crate) kept: u32,
     /// 0: not declared, so not counted.
     cpus: u64,
     memory_mib: u64,
@@ -58,6 +63,7 @@ impl DraftNode {
         DraftNode {
             free: node.free(),
             tenants: tenants.map(|allocation| tenant(view, node, allocation)).collect(),
+            kept: 0,
             cpus: node.cpus.into(),
             memory_mib: node.memory_mib,
             claimed_cpus: cpus.into(),
@@ -74,9 +80,11 @@ impl DraftNode {
             cpus = cpus.saturating_sub(tenant.cpus);
             memory_mib = memory_mib.saturating_sub(tenant.memory_mib);
         }
-        (gpus.count() / claim.gpus)
-            .min(times(self.cpus, cpus, claim.cpus))
-            .min(times(self.memory_mib, memory_mib, claim.memory_mib))
+        (gpus.count() / claim.gpus).min(times(self.cpus, cpus, claim.cpus)).min(times(
+            self.memory_mib,
+            memory_mib,
+            claim.memory_mib,
+        ))
     }
 
     /// Likewise once exactly `victims` have gone.
@@ -183,8 +191,10 @@ fn tenant(view: &Cluster, node: &Node, allocation: &Allocation) -> Tenant {
     let gpus = node.mask(|slot| slot.owner == Some(allocation.id) && usable(slot));
     let here = allocation.tasks.iter().filter(|task| task.node == node.id && !task.released);
     let tasks = here.count() as u64;
+    let leaving = allocation.stop.map(|stop| view.now_ms() <= stop.deadline_ms + OVERDUE_MS);
     let fate = match allocation.owner {
-        _ if allocation.stop.is_some() => Fate::Leaving,
+        _ if leaving == Some(true) => Fate::Leaving,
+        _ if leaving == Some(false) => Fate::Staying,
         Owner::Instance { .. } if !gpus.is_empty() => Fate::Evictable,
         Owner::Instance { .. } | Owner::Gang { .. } => Fate::Staying,
     };

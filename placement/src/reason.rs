@@ -114,6 +114,7 @@ pub(crate) fn nearest(draft: &Draft<'_>, room: &Slots, level: Level) -> Option<(
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Census {
     gangs: u32,
+    kept: u32,
     leaving: u32,
     down: u32,
     fragments: u32,
@@ -143,7 +144,8 @@ impl Census {
             let slots = node.slots(claim, |tenant| Pool::Evicted.gone(tenant));
             census.down += sick;
             census.leaving += leaving;
-            census.gangs += gpus - sick - leaving - open;
+            census.kept += node.kept;
+            census.gangs += gpus - sick - leaving - open - node.kept;
             census.fragments += open % claim.gpus;
             census.no_host += (open / claim.gpus - slots) * claim.gpus;
         }
@@ -154,6 +156,7 @@ impl Census {
     pub(crate) fn in_words(&self) -> String {
         let parts = [
             (self.gangs, "gangs have"),
+            (self.kept, "kept for a gang ahead:"),
             (self.leaving, "coming free:"),
             (self.down, "down, silent or out of service:"),
             (self.fragments, "in pieces too small:"),
@@ -167,6 +170,7 @@ impl Census {
     pub(crate) fn binding(&self) -> &'static str {
         let kinds = [
             (self.gangs, "GPUs that gangs have"),
+            (self.kept, "GPUs kept for a gang ahead"),
             (self.down, "GPUs that are down or out of service"),
             (self.fragments, "fragmentation"),
             (self.no_host, "cores or memory"),

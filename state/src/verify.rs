@@ -3,8 +3,12 @@
 use std::collections::BTreeMap;
 
 use crate::{
-    Allocation, AllocationId, Class, Cluster, GpuMask, JobState, NodeId, Owner, ledger::UsageKey,
+    Allocation, AllocationId, Class, Cluster, FillerId, FillerState, GpuMask, Job, JobId, JobState,
+    Liveness, Node, NodeId, Owner, TaskPhase, ledger::UsageKey,
 };
+
+#[cfg(test)]
+mod tests;
 
 /// An invariant that does not hold.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,8 +40,11 @@ impl Cluster {
     pub fn verify(&self) -> Vec<Violation> {
         let mut findings = Findings(Vec::new());
         self.verify_gpus(&mut findings);
+        self.verify_allocations(&mut findings);
         self.verify_jobs(&mut findings);
+        self.verify_holds(&mut findings);
         self.verify_fillers(&mut findings);
+        self.verify_counters(&mut findings);
         self.verify_ledger(&mut findings);
         self.verify_derived(&mut findings);
         findings.0
@@ -55,13 +62,6 @@ impl Cluster {
                     });
                 }
             }
-            findings
-                .check(allocation.live(), "a live allocation has a live task", || format!("{id}"));
-            findings.check(
-                allocation.epoch.index <= self.meta.applied,
-                "epochs come from the log",
-                || format!("{id} has {:?}", allocation.epoch),
-            );
         }
         for node in self.nodes.values() {
             for (ordinal, slot) in (0u32..).zip(&node.gpus) {
@@ -87,9 +87,38 @@ impl Cluster {
         findings.check(by_tasks.is_empty(), "allocations lie on nodes", || format!("{by_tasks:?}"));
     }
 
-    /// A job's state, its allocation and its hold fit together.
+    /// Every allocation lives, and its owner knows of it.
+    fn verify_allocations(&self, findings: &mut Findings) {
+        for (id, allocation) in self.allocations.iter() {
+            findings
+                .check(allocation.live(), "a live allocation has a live task", || format!("{id}"));
+            findings.check(
+                allocation.epoch.index <= self.meta.applied,
+                "epochs come from the log",
+                || format!("{id} has {:?}", allocation.epoch),
+            );
+            let known = match allocation.owner {
+                Owner::Gang { job, .. } => {
+                    self.jobs.get(job).is_some_and(|job| job.allocation == Some(id))
+                }
+                Owner::Instance { filler, .. } => self.fillers.contains(filler),
+            };
+            findings.check(known, "an allocation's owner knows it", || {
+                format!("{id} of {:?}", allocation.owner)
+            });
+            for task in allocation.tasks.iter().filter(|task| task.phase.live()) {
+                let node = self.nodes.get(task.node);
+                let may_run =
+                    node.is_some_and(|n| matches!(n.liveness, Liveness::Up | Liveness::Silent));
+                findings.check(may_run && !task.released, "nothing runs on a lost node", || {
+                    format!("{id} on node {}, GPUs released: {}", task.node, task.released)
+                });
+            }
+        }
+    }
+
+    /// A job's state, its attempt and its times fit together.
     fn verify_jobs(&self, findings: &mut Findings) {
-        let mut held: BTreeMap<NodeId, GpuMask> = BTreeMap::new();
         for (id, job) in self.jobs.iter() {
             let bound =
                 matches!(job.state, JobState::Starting | JobState::Running | JobState::Stopping);
@@ -103,60 +132,100 @@ impl Cluster {
                 "stopping has a reason",
                 || format!("job {id} is {:?} for {:?}", job.state, job.stopping),
             );
-            if let Some(allocation) = job.allocation.and_then(|id| self.allocations.get(id)) {
-                self.verify_gang(id, job.attempt, job.spec.workers, allocation, findings);
+            if let Some(allocation) = job.allocation {
+                match self.allocations.get(allocation) {
+                    Some(allocation) => verify_gang(job, allocation, findings),
+                    None => findings.check(false, "an attempt has an allocation", || {
+                        format!("job {id}: there is no allocation {allocation}")
+                    }),
+                }
             }
+            findings.check(job.state.ended() == (job.ended_ms > 0), "ended has a time", || {
+                format!("job {id}")
+            });
+        }
+    }
+
+    /// Slots and holds say the same; a hold lies where gangs may go, and waits for somebody.
+    fn verify_holds(&self, findings: &mut Findings) {
+        let mut held: BTreeMap<(NodeId, u32), JobId> = BTreeMap::new();
+        for (id, job) in self.jobs.iter() {
             let holding = job.state == JobState::Holding;
             findings.check(
                 job.hold.is_some() == holding,
                 "a hold belongs to a holding job",
                 || format!("job {id} is {:?}", job.state),
             );
+            let mut waits = false;
             for place in job.hold.iter().flat_map(|hold| &hold.places) {
-                let mask = held.entry(place.node).or_default();
-                findings.check(mask.and(place.gpus).is_empty(), "one hold a GPU", || {
-                    format!("job {id}")
-                });
-                *mask = mask.or(place.gpus);
+                let node = self.nodes.get(place.node);
+                findings.check(
+                    node.is_some_and(Node::schedulable),
+                    "holds lie on schedulable nodes",
+                    || format!("job {id} on node {}", place.node),
+                );
+                let owned = node.map_or(GpuMask::NONE, |n| n.mask(|slot| slot.owner.is_some()));
+                waits |= !place.gpus.and(owned).is_empty();
+                for ordinal in place.gpus.iter() {
+                    let other = held.insert((place.node, ordinal), id);
+                    findings.check(other.is_none(), "one hold a GPU", || {
+                        format!("GPU {ordinal} of node {}: {id} and {other:?}", place.node)
+                    });
+                }
             }
-            findings.check(job.state.ended() == (job.ended_ms > 0), "ended has a time", || {
+            // One that waits for nobody was never bound, and never will be.
+            findings.check(waits == job.hold.is_some(), "a hold waits for a victim", || {
                 format!("job {id}")
             });
         }
         for node in self.nodes.values() {
-            let slots = node.mask(|slot| slot.held.is_some());
-            let holds = held.get(&node.id).copied().unwrap_or_default();
-            findings.check(slots == holds, "slots and holds agree", || {
-                format!("{}: slots {slots:?}, holds {holds:?}", node.name)
+            for (ordinal, slot) in (0u32..).zip(&node.gpus) {
+                let holder = held.get(&(node.id, ordinal)).copied();
+                findings.check(slot.held == holder, "slots and holds agree", || {
+                    format!("GPU {ordinal} of {}: {:?}, hold of {holder:?}", node.name, slot.held)
+                });
+            }
+        }
+    }
+
+    fn verify_fillers(&self, findings: &mut Findings) {
+        let mut owned: BTreeMap<FillerId, Vec<AllocationId>> = BTreeMap::new();
+        for (id, allocation) in self.allocations.iter() {
+            if let Owner::Instance { filler, .. } = allocation.owner {
+                owned.entry(filler).or_default().push(id);
+            }
+        }
+        for (id, filler) in self.fillers.iter() {
+            let owned = owned.remove(&id).unwrap_or_default();
+            findings.check(filler.instances == owned, "a filler lists its instances", || {
+                format!("{}: lists {:?}, owns {owned:?}", filler.spec.name, filler.instances)
+            });
+            let over = filler.state == FillerState::Removing && owned.is_empty();
+            findings.check(!over, "a removed filler goes with its last instance", || {
+                filler.spec.name.clone()
             });
         }
     }
 
-    fn verify_gang(
-        &self,
-        id: crate::JobId,
-        attempt: u32,
-        workers: u32,
-        allocation: &Allocation,
-        findings: &mut Findings,
-    ) {
-        let owner = Owner::Gang { job: id, attempt };
-        findings.check(allocation.owner == owner, "an attempt owns its allocation", || {
-            format!("job {id}: {:?}", allocation.owner)
-        });
-        findings.check(allocation.tasks.len() == workers as usize, "all or nothing", || {
-            format!("job {id} has {} of {workers} tasks", allocation.tasks.len())
-        });
-    }
-
-    fn verify_fillers(&self, findings: &mut Findings) {
-        for (id, filler) in self.fillers.iter() {
-            let owned = self.allocations.iter().filter(|(_, allocation)| {
-                matches!(allocation.owner, Owner::Instance { filler, .. } if filler == id)
-            });
-            let owned: Vec<_> = owned.map(|(id, _)| id).collect();
-            findings.check(filler.instances == owned, "a filler lists its instances", || {
-                format!("{}: lists {:?}, owns {owned:?}", filler.spec.name, filler.instances)
+    /// Counters stand at or above every id given out, so that none is given out twice.
+    fn verify_counters(&self, findings: &mut Findings) {
+        let last = [
+            ("job", self.meta.last_job, self.jobs.iter().next_back().map(|(id, _)| id.0)),
+            ("filler", self.meta.last_filler, self.fillers.iter().next_back().map(|(id, _)| id.0)),
+            (
+                "allocation",
+                self.meta.last_allocation,
+                self.allocations.iter().next_back().map(|(id, _)| id.0),
+            ),
+            (
+                "node",
+                self.meta.last_node.into(),
+                self.nodes.iter().next_back().map(|(id, _)| id.0.into()),
+            ),
+        ];
+        for (what, counter, newest) in last {
+            findings.check(newest <= Some(counter), "ids are given out once", || {
+                format!("the {what} counter stands at {counter}, there is {newest:?}")
             });
         }
     }
@@ -228,7 +297,36 @@ impl Cluster {
                 );
                 let names = fresh.derived.fillers_by_name == self.derived.fillers_by_name;
                 findings.check(names, "names of fillers are derived", String::new);
+                let places = fresh.derived.by_name == self.derived.by_name
+                    && fresh.derived.pos_of == self.derived.pos_of
+                    && fresh.derived.node_at == self.derived.node_at;
+                findings.check(places, "names and positions of nodes are derived", String::new);
             }
         }
     }
+}
+
+fn verify_gang(job: &Job, allocation: &Allocation, findings: &mut Findings) {
+    let id = job.id;
+    let owner = Owner::Gang { job: id, attempt: job.attempt };
+    findings.check(allocation.owner == owner, "an attempt owns its allocation", || {
+        format!("job {id}: {:?}", allocation.owner)
+    });
+    findings.check(allocation.tasks.len() == job.spec.workers as usize, "all or nothing", || {
+        format!("job {id} has {} of {} tasks", allocation.tasks.len(), job.spec.workers)
+    });
+    findings.check(
+        allocation.stop.is_some() == (job.state == JobState::Stopping),
+        "a stopping gang has its notice",
+        || format!("job {id} is {:?} with {:?}", job.state, allocation.stop),
+    );
+    let came = allocation.tasks.iter().all(|task| task.phase != TaskPhase::Bound);
+    let fits = match job.state {
+        JobState::Starting => !came,
+        JobState::Running => came,
+        _ => true,
+    };
+    findings.check(fits, "a gang runs when all its tasks came", || {
+        format!("job {id} is {:?}", job.state)
+    });
 }

@@ -534,7 +534,7 @@ impl World {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(1000))]
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(1000) })]
     #[test]
     fn a_gpu_has_one_owner(events in prop::collection::vec(event(), 1..60)) {
         let mut world = World::new();

@@ -39,19 +39,15 @@ pub(crate) struct FillerFile {
     instances: InstancesFile,
     /// Dollars that a GPU of it earns an hour; who earns more goes first.
     #[serde(default)]
-    #[schemars(default)]
     value_per_gpu_hour: MicroDollars,
     /// From an instance's start until it earns.
     #[serde(default = "none")]
-    #[schemars(default)]
     warm_up: Millis,
     /// From the eviction of an instance to its SIGKILL.
     #[serde(default = "default_notice")]
-    #[schemars(default)]
     notice: Millis,
     /// The first part of the notice: out of the ready list, but still answering, before SIGTERM.
     #[serde(default = "none")]
-    #[schemars(default)]
     withdraw: Millis,
     /// How an instance says that it serves. Left out: it does as soon as it runs.
     #[serde(default)]

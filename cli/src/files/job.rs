@@ -62,7 +62,6 @@ pub(crate) struct JobFile {
     time_limit: Option<Millis>,
     /// How long tasks have between SIGTERM and SIGKILL when the job must make room.
     #[serde(default = "default_notice")]
-    #[schemars(default)]
     notice: Millis,
     /// How often the job is started again after it failed by itself. Making room never counts.
     #[serde(default)]

@@ -7,6 +7,7 @@ use std::fmt;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::{self, Deserialize, Deserializer, Visitor};
+use serde::{Serialize, Serializer};
 
 /// A duration: `90s`, `1h30m`, or Slurm's `HH:MM:SS` and `D-HH:MM:SS`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -252,6 +253,19 @@ impl<'de> Deserialize<'de> for Command {
             truth: None,
             list: Some(Command),
         })
+    }
+}
+
+// Written only as the defaults in the JSON Schema.
+impl Serialize for Millis {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&super::check::duration(*self))
+    }
+}
+
+impl Serialize for MicroDollars {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&crate::output::words::dollars(self.0))
     }
 }
 

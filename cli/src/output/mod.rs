@@ -12,6 +12,8 @@ pub(crate) mod node;
 pub(crate) mod plan;
 #[cfg(test)]
 pub(crate) mod samples;
+#[cfg(test)]
+mod snapshots;
 pub(crate) mod status;
 mod table;
 pub(crate) mod words;

@@ -107,7 +107,9 @@ impl Filling {
         if !starts(cycle, filler) {
             return Some("pauses: its last instances failed".into());
         }
-        self.used_up.contains(&claim).then(|| reason::no_room_on_a_node(&cycle.draft, filler, &claim))
+        self.used_up
+            .contains(&claim)
+            .then(|| reason::no_room_on_a_node(&cycle.draft, filler, &claim))
     }
 }
 

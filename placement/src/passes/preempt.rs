@@ -17,6 +17,7 @@ use crate::{
     demand::{Ask, Claim},
     draft::Draft,
     fit::{self, Placement, Pool, Slots},
+    node::Tenant,
 };
 
 /// What an hour of a gang's GPU is taken to be worth while it waits.
@@ -225,27 +226,41 @@ impl Choice {
     fn drop_superfluous(&mut self, draft: &Draft<'_>, ask: &Ask, domain: DomainId) {
         let room: u64 = self.room(draft, &ask.claim, domain).values().map(|n| u64::from(*n)).sum();
         let mut spare = room - u64::from(ask.workers);
-        let mut order: Vec<(u128, NodePos, AllocationId)> = Vec::new();
-        for (pos, victims) in &self.victims {
-            let tenants = draft.node(*pos).tenants.iter();
-            let these = tenants.filter(|tenant| victims.contains(&tenant.allocation));
-            order.extend(these.map(|tenant| (tenant.loss_micros, *pos, tenant.allocation)));
-        }
-        order.sort_unstable();
-        self.loss_micros = order.iter().map(|(loss_micros, ..)| loss_micros).sum();
-        for (loss_micros, pos, victim) in order.into_iter().rev() {
+        // Workers are whole, so one that went may make another superfluous that was not before.
+        while self.drop_dearest(draft, &ask.claim, &mut spare) {}
+        self.victims.retain(|_, victims| !victims.is_empty());
+        self.loss_micros = self.tenants(draft).map(|(_, tenant)| tenant.loss_micros).sum();
+    }
+
+    /// Looks at each victim once; whether one was dropped.
+    fn drop_dearest(&mut self, draft: &Draft<'_>, claim: &Claim, spare: &mut u64) -> bool {
+        let mut order: Vec<(u128, NodePos, AllocationId)> = self
+            .tenants(draft)
+            .map(|(pos, tenant)| (tenant.loss_micros, pos, tenant.allocation))
+            .collect();
+        order.sort_unstable_by(|a, b| b.cmp(a));
+        let mut dropped = false;
+        for (_, pos, victim) in order {
             let node = draft.node(pos);
             let victims = self.victims.get_mut(&pos).expect("listed from it");
             let fewer: Vec<_> = victims.iter().copied().filter(|id| *id != victim).collect();
-            let given = u64::from(node.slots_without(&ask.claim, victims))
-                - u64::from(node.slots_without(&ask.claim, &fewer));
-            if given <= spare {
-                spare -= given;
-                self.loss_micros -= loss_micros;
+            let given = node.slots_without(claim, victims) - node.slots_without(claim, &fewer);
+            if u64::from(given) <= *spare {
+                *spare -= u64::from(given);
                 *victims = fewer;
+                dropped = true;
             }
         }
-        self.victims.retain(|_, victims| !victims.is_empty());
+        dropped
+    }
+
+    /// The victims, with where they are.
+    fn tenants<'d>(&self, draft: &'d Draft<'_>) -> impl Iterator<Item = (NodePos, &'d Tenant)> {
+        self.victims.iter().flat_map(|(pos, victims)| {
+            let tenants = draft.node(*pos).tenants.iter();
+            let these = tenants.filter(|tenant| victims.contains(&tenant.allocation));
+            these.map(|tenant| (*pos, tenant))
+        })
     }
 
     /// Workers by node, in rank order. Nodes with victims are used as fully as can be (each
@@ -253,9 +268,7 @@ impl Choice {
     fn on(&self, draft: &Draft<'_>, ask: &Ask, domain: DomainId) -> Option<Vec<(NodePos, u32)>> {
         let room = self.room(draft, &ask.claim, domain);
         let mut order: Vec<(NodePos, u32)> = room.into_iter().collect();
-        order.sort_by_key(|(pos, room)| {
-            (!self.victims.contains_key(pos), Reverse(*room), *pos)
-        });
+        order.sort_by_key(|(pos, room)| (!self.victims.contains_key(pos), Reverse(*room), *pos));
         let mut missing = ask.workers;
         for (_, workers) in &mut order {
             *workers = missing.min(*workers);
@@ -268,11 +281,6 @@ impl Choice {
 
     /// Until the last victim has gone at the latest.
     fn notice_ms(&self, draft: &Draft<'_>) -> u64 {
-        let notice_ms = |(pos, victims): (&NodePos, &Vec<AllocationId>)| {
-            let tenants = draft.node(*pos).tenants.iter();
-            let these = tenants.filter(|tenant| victims.contains(&tenant.allocation));
-            these.map(|tenant| tenant.notice_ms).max()
-        };
-        self.victims.iter().filter_map(notice_ms).max().unwrap_or(0)
+        self.tenants(draft).map(|(_, tenant)| tenant.notice_ms).max().unwrap_or(0)
     }
 }

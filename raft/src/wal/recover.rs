@@ -74,7 +74,7 @@ pub(crate) fn recover(disk: &dyn Disk, options: &WalOptions) -> Result<Recovered
     let mut recovered =
         Recovered { next_batch: replay.next_batch(), content: replay.content, tail, mark };
     recovered.check_end(dir)?;
-    recovered.settle()?;
+    recovered.settle(disk, dir)?;
     Ok(recovered)
 }
 
@@ -100,8 +100,12 @@ impl Recovered {
 
     /// Writes the last batch once more and syncs it. Its bytes may be in the page cache alone, and
     /// a cache page whose sync failed once counts as clean: a bare sync would promise too much.
-    fn settle(&mut self) -> Result<(), WalError> {
-        let Some(tail) = &self.tail else { return Ok(()) };
+    /// The folder too: a killed process may have created the segment and not got to that.
+    fn settle(&mut self, disk: &dyn Disk, dir: &Path) -> Result<(), WalError> {
+        disk.sync_dir(dir).map_err(WalError::io("sync", dir))?;
+        let Some(tail) = &self.tail else {
+            return self.mark.advance(0, 0); // of this boot: the first batch can be torn too
+        };
         let (segment, offset) = self.mark.synced;
         let from = if segment == tail.segment { offset } else { 0 };
         if from < tail.end {

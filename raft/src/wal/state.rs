@@ -145,10 +145,11 @@ impl LogContent {
     }
 
     /// The segments that hold nothing anybody needs: oldest first, never the last one. Whole
-    /// prefixes only, so that a truncation outlives the entries that it removed.
-    pub(crate) fn take_dead_segments(&mut self) -> Vec<u64> {
+    /// prefixes only, so that a truncation outlives the entries that it removed. `purged` is what is
+    /// on disk; ours may be ahead of it.
+    pub(crate) fn take_dead_segments(&mut self, purged: Option<LogId>) -> Vec<u64> {
         let mut dead = Vec::new();
-        let purged = self.purged.map(|id| id.index());
+        let purged = purged.map(|id| id.index());
         while self.segments.len() > 1 {
             let oldest = self.segments.first_entry().expect("more than one");
             if oldest.get().max_index > purged {

@@ -139,11 +139,12 @@ impl Writer {
     }
 
     fn write_records(&mut self, batch: &mut Batch) -> Result<(), WalError> {
-        let mut head = Vec::new();
         if self.must_roll(batch.records.len() as u64) {
             self.roll()?;
-            head = self.head_records();
         }
+        // Not only right after rolling: an earlier life may have died between the two.
+        let is_first = self.tail.as_ref().is_some_and(|tail| tail.end == SEGMENT_HEAD_BYTES);
+        let head = if is_first { self.head_records() } else { Vec::new() };
         let mut bytes = Vec::with_capacity(64 + head.len() + batch.records.len());
         let length = u32::try_from(head.len() + batch.records.len()).expect("batches are bounded");
         record::push(&mut bytes, Kind::Batch, SCHEMA, self.next_batch, &length.to_le_bytes());
@@ -179,7 +180,11 @@ impl Writer {
             let held = content.segments.get_mut(&segment).expect("the tail is never dead");
             held.max_index = held.max_index.max(batch.placed.iter().map(|p| p.index).max());
             content.shrink_cache(self.shared.options.cache_bytes);
-            if batch.purged.is_some() { content.take_dead_segments() } else { Vec::new() }
+            if batch.purged.is_some() {
+                content.take_dead_segments(self.purged)
+            } else {
+                Vec::new()
+            }
         };
         for number in dead {
             let path = self.shared.options.dir.join(recover::segment_name(number));

@@ -209,7 +209,10 @@ fn cover(before: &Cluster, step: &Step, answer: &Answer, after: &Cluster, covera
     if after.fillers().values().any(|filler| filler.failures > 1) {
         coverage.hit("filler backs off further");
     }
-    if after.nodes().len() != before.nodes().len() {
+    if after.fillers().len() < before.fillers().len() {
+        coverage.hit("filler gone");
+    }
+    if after.nodes().len() != before.nodes().len() && !before.nodes().is_empty() {
         let grown = after.nodes().len() > before.nodes().len();
         coverage.hit(if grown { "fabric grown" } else { "fabric shrunk" });
     }
