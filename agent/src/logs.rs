@@ -212,3 +212,57 @@ fn ends_line(file: &mut File, end: u64) -> io::Result<bool> {
     file.read_exact(&mut last)?;
     Ok(last == *b"\n")
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use tempfile::TempDir;
+
+    use super::*;
+
+    fn dir() -> TempDir {
+        let dir = TempDir::new().unwrap();
+        // Segments 1 and 2 were deleted already.
+        for (name, text) in [(".3", "a\nb\n"), (".4", "c\nd\n"), ("", "e\nf")] {
+            fs::write(dir.path().join(format!("stdout.log{name}")), text).unwrap();
+        }
+        dir
+    }
+
+    fn all(log: &mut Log, last: bool) -> String {
+        let chunks = std::iter::from_fn(|| log.next(last));
+        String::from_utf8(chunks.collect::<Vec<_>>().concat()).unwrap()
+    }
+
+    #[test]
+    fn reads_across_segments_from_any_line_of_the_end() {
+        let dir = dir();
+        let check = |tail_lines, expect: &str| {
+            let mut log = Log::open(dir.path(), "stdout".to_string(), tail_lines).unwrap();
+            assert_eq!(all(&mut log, true), expect, "the last {tail_lines}");
+        };
+        check(0, "a\nb\nc\nd\ne\nf");
+        check(1, "f");
+        check(2, "e\nf");
+        check(3, "d\ne\nf");
+        check(5, "b\nc\nd\ne\nf");
+        check(50, "a\nb\nc\nd\ne\nf");
+    }
+
+    #[test]
+    fn follows_a_rotation_and_keeps_lines_whole() {
+        let dir = dir();
+        let current = dir.path().join("stdout.log");
+        let mut log = Log::open(dir.path(), "stdout".to_string(), 1).unwrap();
+        assert_eq!(all(&mut log, false), "", "the line has not ended");
+        let mut file = File::options().append(true).open(&current).unwrap();
+        file.write_all(b"g\nh\n").unwrap();
+        // Two rotations between two looks.
+        fs::rename(&current, dir.path().join("stdout.log.5")).unwrap();
+        fs::write(dir.path().join("stdout.log.6"), "i\n").unwrap();
+        fs::write(&current, "j\nk").unwrap();
+        assert_eq!(all(&mut log, false), "fg\nh\ni\nj\n");
+        assert_eq!(all(&mut log, true), "k");
+    }
+}

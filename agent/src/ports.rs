@@ -125,3 +125,29 @@ fn ephemeral_start() -> u16 {
     let range = fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
     range.split_whitespace().next().and_then(|start| start.parse().ok()).unwrap_or(32_768)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_port_has_one_owner() {
+        let mut ports = Ports::reserve("127.0.0.1", 3, 7).unwrap();
+        let other = Ports::reserve("127.0.0.1", 3, 7).unwrap();
+        let offered = ports.offered();
+        assert_eq!(offered.len(), PORTS_MIN);
+        assert!(other.offered().iter().all(|port| !offered.contains(port)));
+        let port = u16::try_from(offered[0]).unwrap();
+        let addr = SocketAddr::from(([127, 0, 0, 1], port));
+        std::net::TcpListener::bind(addr).unwrap_err();
+        ports.release(port);
+        let task = std::net::TcpListener::bind(addr).unwrap();
+        ports.retake();
+        assert!(ports.offered[&port].is_none());
+        drop(task);
+        ports.take_back(port);
+        std::net::TcpListener::bind(addr).unwrap_err();
+        let lent = [ports.lend().unwrap(), ports.lend().unwrap()];
+        assert!(lent[0] != lent[1] && !offered.contains(&u32::from(lent[0])));
+    }
+}

@@ -28,7 +28,8 @@ use tokio::{
 use crate::{
     Config, clock,
     core::{Action, Core, LAUNCH_FAILED, Phase, StopAt, TaskKey},
-    discover, env, fence,
+    discover, env,
+    fence::FenceFile,
     lease::LeaseFile,
     logs,
     ports::Ports,
@@ -102,6 +103,7 @@ struct Shell {
     boot_id: String,
     instance: String,
     core: Core,
+    fence: FenceFile,
     saved_term: u64,
     lease: LeaseFile,
     gpus: Vec<v1::Gpu>,
@@ -138,14 +140,14 @@ impl Shell {
         let tasks_dir = dir.join("tasks");
         let lock = lock(&dir)?;
         let boot_id = clock::boot_id().context("cannot read the boot id of the machine")?;
-        let (fence, fenced_boot) = fence::load(&dir).with_context(|| {
-            format!("dir: {}/fence.json is damaged; this node must not launch", dir.display())
+        let (mut fence_file, fence, fenced_boot) = FenceFile::open(&dir).with_context(|| {
+            format!("dir: {}/fence is damaged; this node must not launch", dir.display())
         })?;
         let lease = LeaseFile::open(&dir.join("lease"))?;
         // CLOCK_BOOTTIME starts anew with the machine: an old lease means nothing.
         let lease_expires_ms = lease.read().filter(|_| fenced_boot == boot_id).unwrap_or(0);
         lease.write(lease_expires_ms)?;
-        fence::save(&dir, &fence, &boot_id)?;
+        fence_file.save(&fence, &boot_id)?;
         let saved_term = fence.term;
         let gpus = find_gpus(&config).await?;
         let found = {
@@ -175,6 +177,7 @@ impl Shell {
             tasks_dir,
             boot_id,
             core,
+            fence: fence_file,
             saved_term,
             lease,
             gpus,
@@ -319,8 +322,9 @@ impl Shell {
         let actions = self.core.reconcile(now);
         let fenced = actions.contains(&Action::Persist);
         if fenced || self.core.term() != self.saved_term {
-            fence::save(&self.dir, &self.core.fence(), &self.boot_id)
-                .context("cannot write fence.json; nothing may be launched without it")?;
+            self.fence
+                .save(&self.core.fence(), &self.boot_id)
+                .context("cannot write the fence; nothing may be launched without it")?;
             self.saved_term = self.core.term();
         }
         for action in actions {

@@ -58,7 +58,8 @@ pub fn run(task_dir: &Path) -> ExitCode {
 }
 
 fn run_task(task_dir: &Path) -> io::Result<()> {
-    // Fails only for a group leader, which has a session of its own anyway.
+    // A terminal that goes away must not take tasks with it. Fails only where a
+    // person's shell made this the leader of a group.
     let _ = unistd::setsid();
     prctl::set_child_subreaper(true)?;
     std::env::set_current_dir(task_dir)?;

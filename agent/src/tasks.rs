@@ -3,7 +3,8 @@
 //! Owns `tasks/` in the agent's folder. Never decides what runs: `core` does.
 
 use std::{
-    fs, io,
+    fs::{self, File},
+    io,
     os::{
         fd::{AsRawFd, OwnedFd},
         unix::{
@@ -13,7 +14,7 @@ use std::{
     },
     path::{Path, PathBuf},
     process::Stdio,
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use tokio::{
@@ -97,8 +98,9 @@ fn start_shim(shim: &Path, dir: &Path, spec: &Spec) -> io::Result<UnixStream> {
     let mut command = tokio::process::Command::new(shim);
     command.arg("shim").arg(dir).env_clear().env("ROWEN_TASK_DIR", dir);
     command.stdin(Stdio::from(OwnedFd::from(listener))).stdout(Stdio::null());
-    // In a group of its own from the start: a Ctrl-C is for the agent alone.
-    let mut child = command.stderr(Stdio::null()).process_group(0).spawn()?;
+    // No group of its own: the leader of a group may not start the session that
+    // the shim makes for itself.
+    let mut child = command.stderr(Stdio::null()).spawn()?;
     tokio::spawn(async move { child.wait().await });
     Ok(stream)
 }
@@ -106,7 +108,7 @@ fn start_shim(shim: &Path, dir: &Path, spec: &Spec) -> io::Result<UnixStream> {
 /// A socket path may be 107 bytes long; a task folder may be longer. Through
 /// the descriptor of the folder it is short.
 fn at_socket<T>(dir: &Path, open: impl Fn(PathBuf) -> io::Result<T>) -> io::Result<T> {
-    let folder = fs::File::open(dir)?;
+    let folder = File::open(dir)?;
     open(PathBuf::from(format!("/proc/self/fd/{}/{}", folder.as_raw_fd(), spec::SOCKET)))
 }
 
@@ -134,7 +136,8 @@ async fn follow(
                         return;
                     }
                 }
-                Some(order) = orders.recv() => {
+                order = orders.recv() => {
+                    let Some(order) = order else { return }; // The agent ended.
                     let mut line = serde_json::to_vec(&order).expect("plain fields");
                     line.push(b'\n');
                     if writer.write_all(&line).await.is_err() {
@@ -257,7 +260,7 @@ pub(crate) fn adopt(found: &mut Found, news: News) -> Option<Stops> {
 /// Deletes the oldest finished tasks past the bounds. `keep` holds folders of
 /// which the leader does not know the exit yet.
 pub(crate) fn clean_up(tasks: &Path, keep: &[PathBuf]) {
-    let mut finished: Vec<(std::time::SystemTime, PathBuf)> = Vec::new();
+    let mut finished: Vec<(SystemTime, PathBuf)> = Vec::new();
     for entry in fs::read_dir(tasks).into_iter().flatten().flatten() {
         let dir = entry.path();
         let ended = dir.join(spec::STATUS_FILE).metadata().and_then(|file| file.modified());
@@ -284,4 +287,34 @@ fn size(dir: &Path, depth: u32) -> u64 {
         Err(_) => 0,
     };
     entries.map(of).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use tempfile::TempDir;
+
+    use super::*;
+
+    #[test]
+    fn only_the_newest_finished_tasks_are_kept() {
+        let tasks = TempDir::new().unwrap();
+        let owner = OwnerSpec { kind: OwnerKind::Job, id: 17, name: String::new(), part: 1 };
+        let mut dirs = Vec::new();
+        for number in 0..FINISHED_MAX + 5 {
+            let dir = new_dir(tasks.path(), &owner, 0).unwrap();
+            record_exit(&dir, 0, "");
+            // Files made within one tick of the clock would have one time.
+            let age = Duration::from_secs(1000 - number as u64);
+            let status = File::options().write(true).open(dir.join(spec::STATUS_FILE)).unwrap();
+            status.set_modified(SystemTime::now() - age).unwrap();
+            dirs.push(dir);
+        }
+        let running = new_dir(tasks.path(), &owner, 0).unwrap();
+        clean_up(tasks.path(), &dirs[..1]);
+        let kept = |dir: &&PathBuf| dir.exists();
+        assert_eq!(dirs.iter().filter(kept).count(), FINISHED_MAX + 1);
+        assert!(dirs[0].exists() && !dirs[1].exists() && !dirs[4].exists() && dirs[5].exists());
+        assert!(running.exists());
+        assert!(running.ends_with(format!("j17-a1-r0.{}", FINISHED_MAX + 6)));
+    }
 }

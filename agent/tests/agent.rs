@@ -83,7 +83,7 @@ impl Server {
 
     async fn welcomed(&mut self) -> (Leader, Hello) {
         let (leader, hello) = self.attached().await;
-        let welcome = v1::Welcome { term: 1, node_lease_ms: 1000, heartbeat_ms: 50, kill_ms: 100 };
+        let welcome = v1::Welcome { term: 1, node_lease_ms: 2000, heartbeat_ms: 50, kill_ms: 100 };
         leader.say(Kind::Welcome(welcome)).await;
         (leader, hello)
     }
@@ -260,6 +260,10 @@ async fn a_task_from_launch_to_exit() {
     assert_eq!((report.allocation, report.rank), (17, 0));
     assert!(took < Duration::from_millis(500), "launch took {took:?}");
     let pid = agent.status("j17-a1-r0").processes[0].pid;
+    let shim = agent.status("j17-a1-r0").shim.pid;
+    let stat = fs::read_to_string(format!("/proc/{shim}/stat")).unwrap();
+    let session = stat.rsplit_once(") ").unwrap().1.split(' ').nth(3).unwrap();
+    assert_eq!(session, shim.to_string(), "no terminal of the agent's can end it");
     let log = agent.task("j17-a1-r0").join("stdout.log");
     while fs::read_to_string(&log).unwrap().is_empty() {
         leader.turn().await; // A heartbeat each 50 ms.
@@ -324,6 +328,31 @@ async fn a_restarted_agent_adopts_what_runs() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_of_an_earlier_boot_runs() {
+    let mut server = Server::start().await;
+    let mut agent = Agent::start(&server);
+    let (mut leader, _) = server.welcomed().await;
+    leader.beat().await;
+    leader.want(1, vec![job(1, "sleep 300")]).await;
+    leader.phase(TaskPhase::Running).await;
+    agent.end().await;
+    drop(leader);
+    // As a power cut leaves the folder: no process, no word of an end.
+    let status = fs::read(agent.task("j1-a1-r0").join(spec::STATUS_FILE)).unwrap();
+    assert!(rowen_agent::power_off(agent.dir.path()) >= 2, "shim and task");
+    let file = agent.task("j1-a1-r0").join(spec::SPEC_FILE);
+    let mut spec: spec::Spec = spec::read(&file).unwrap();
+    spec.boot_id = "an earlier one".to_string();
+    spec::write(&file, &spec).unwrap();
+    fs::write(agent.task("j1-a1-r0").join(spec::STATUS_FILE), status).unwrap();
+    agent.resume(&server);
+    let (_leader, hello) = server.attached().await;
+    let found = &hello.running[0];
+    assert_eq!((found.phase(), found.exit_code), (TaskPhase::Exited, 137));
+    assert_eq!(found.message, "the machine restarted");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_dead_shim_takes_its_task_with_it() {
     let mut server = Server::start().await;
     let agent = Agent::start(&server);
@@ -352,8 +381,8 @@ async fn a_silent_leader_ends_the_tasks() {
     let asked = Instant::now();
     let report = leader.phase(TaskPhase::Exited).await;
     assert_eq!(report.message, "killed by SIGTERM: the node lease ran out");
-    // A lease of 1000 from the last acknowledged heartbeat, which is up to 100 old.
-    assert!((850..1500).contains(&asked.elapsed().as_millis()), "{:?}", asked.elapsed());
+    // A lease of 2000 from the last acknowledged heartbeat, which is up to 100 old.
+    assert!((1800..6000).contains(&asked.elapsed().as_millis()), "{:?}", asked.elapsed());
     leader.want(2, vec![job(2, "sleep 300")]).await;
     tokio::time::sleep(Duration::from_millis(200)).await;
     assert!(!agent.task("j2-a1-r0").exists(), "nothing is launched without a lease");
@@ -378,7 +407,7 @@ async fn goes_where_the_leader_is_and_refuses_older_ones() {
     leader.say(Kind::Desired(Desired { generation: 1, term: 4, tasks: Vec::new() })).await;
     let (leader, hello) = follower.attached().await;
     assert_eq!(hello.highest_term, 5, "left for the next on its list");
-    let fence = fs::read_to_string(agent.dir.path().join("fence.json")).unwrap();
+    let fence = fs::read_to_string(agent.dir.path().join("fence")).unwrap();
     assert!(fence.contains("\"term\":5"), "{fence}");
     leader.say(refused("", true)).await;
     let mut agent = agent;
@@ -474,26 +503,4 @@ async fn a_machine_without_gpus_says_so() {
         found.note.as_deref().is_some_and(|note| note.starts_with("no GPU: "))
     );
     assert!(found.gpus.iter().all(|gpu| gpu.uuid.starts_with("GPU-") && gpu.memory_mib > 0));
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn zz_latency() {
-    let mut server = Server::start().await;
-    let _agent = Agent::start(&server);
-    let (mut leader, _) = server.welcomed().await;
-    leader.beat().await;
-    let mut took = Vec::new();
-    for n in 1..=100u64 {
-        let task = job(n, "sleep 0.05");
-        let asked = Instant::now();
-        leader.want(n, vec![task]).await;
-        loop {
-            let report = leader.phase(TaskPhase::Running).await;
-            if report.allocation == n { break; }
-        }
-        took.push(asked.elapsed());
-        while leader.phase(TaskPhase::Exited).await.allocation != n {}
-    }
-    took.sort();
-    eprintln!("p50 {:?} p90 {:?} p99 {:?}", took[50], took[90], took[99]);
 }

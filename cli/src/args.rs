@@ -36,7 +36,13 @@ pub(crate) struct GlobalArgs {
     #[arg(long, global = true, value_name = "ADDR", value_delimiter = ',')]
     pub(crate) addr: Vec<String>,
     /// How to print.
-    #[arg(short = 'o', long = "output", global = true, value_name = "FORMAT", default_value = "table")]
+    #[arg(
+        short = 'o',
+        long = "output",
+        global = true,
+        value_name = "FORMAT",
+        default_value = "table"
+    )]
     pub(crate) output: OutputFormat,
 }
 

@@ -35,9 +35,7 @@ const DEFAULT_ADDR: &str = "127.0.0.1:7077";
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum CallError {
     /// No address of the list accepts a connection.
-    #[error(
-        "cannot reach rowen at {addrs}: {why}; start one with `rowen dev` or set ROWEN_ADDR"
-    )]
+    #[error("cannot reach rowen at {addrs}: {why}; start one with `rowen dev` or set ROWEN_ADDR")]
     Unreachable {
         /// What was tried.
         addrs: String,

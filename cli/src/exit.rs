@@ -95,8 +95,14 @@ mod tests {
 
     #[test]
     fn job_codes() {
-        let table =
-            [(0, None), (1, Some(1)), (143, Some(143)), (255, Some(255)), (256, Some(1)), (-1, Some(1))];
+        let table = [
+            (0, None),
+            (1, Some(1)),
+            (143, Some(143)),
+            (255, Some(255)),
+            (256, Some(1)),
+            (-1, Some(1)),
+        ];
         for (from, to) in table {
             assert_eq!(code_of_job(from), to, "{from}");
         }

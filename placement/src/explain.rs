@@ -8,6 +8,7 @@ use crate::{
     demand::Ask,
     draft::Draft,
     fit::{self, Pool, Slots},
+    node::Fate,
     reason::{self, Census},
 };
 
@@ -178,7 +179,7 @@ fn first_end(draft: &Draft<'_>, ask: &Ask) -> Option<(u64, JobId)> {
         ended.sort_unstable();
         let room = Slots::count(draft, &ask.claim, |pos| {
             draft.node(pos).slots(&ask.claim, |tenant| {
-                Pool::Soon.gone(tenant) || ended.binary_search(&tenant.allocation).is_ok()
+                tenant.fate != Fate::Staying || ended.binary_search(&tenant.allocation).is_ok()
             })
         });
         fit::best_domain(draft, ask, &room).is_some()

@@ -7,7 +7,7 @@ use rowen_topology::{DomainId, FlatIndex, Level, NodePos};
 use crate::{
     demand::{Ask, Claim, LevelWord},
     draft::Draft,
-    node::{Fate, Tenant},
+    node::DraftNode,
 };
 
 /// Where a gang goes.
@@ -20,23 +20,23 @@ pub(crate) struct Placement {
     pub(crate) why: String,
 }
 
-/// Which tenants a count of slots takes as gone.
+/// What a count of slots counts on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Pool {
-    /// None: what is free now.
+    /// What is free now.
     Free,
-    /// Fillers.
+    /// And fillers that may be evicted.
     Evicted,
-    /// Fillers, and whatever already leaves.
+    /// And whatever already leaves.
     Soon,
 }
 
 impl Pool {
-    pub(crate) fn gone(self, tenant: &Tenant) -> bool {
+    fn slots(self, node: &DraftNode, claim: &Claim) -> u32 {
         match self {
-            Pool::Free => false,
-            Pool::Evicted => tenant.fate == Fate::Evictable,
-            Pool::Soon => tenant.fate != Fate::Staying,
+            Pool::Free => node.slots_without(claim, &[]),
+            Pool::Evicted => node.evicted_slots(claim),
+            Pool::Soon => node.soon_slots(claim),
         }
     }
 
@@ -64,7 +64,7 @@ impl Slots {
             if !pool.could(draft.index(), pos, claim) {
                 return 0;
             }
-            draft.node(pos).slots(claim, |tenant| pool.gone(tenant))
+            pool.slots(draft.node(pos), claim)
         })
     }
 

@@ -92,6 +92,34 @@ impl DraftNode {
         self.slots(claim, |tenant| victims.contains(&tenant.allocation))
     }
 
+    /// How many workers fit once fillers are evicted as apply allows it: each victim has GPUs among
+    /// the places, so a worker of few GPUs cannot clear many fillers for their cores.
+    pub(crate) fn evicted_slots(&self, claim: &Claim) -> u32 {
+        let most = self.slots(claim, |tenant| tenant.fate == Fate::Evictable);
+        if self.only_gpus_matter(claim) {
+            return most;
+        }
+        (1..=most).rev().find(|workers| self.victims(claim, *workers).is_some()).unwrap_or(0)
+    }
+
+    /// How many workers will fit: likewise, and once what already leaves has left.
+    pub(crate) fn soon_slots(&self, claim: &Claim) -> u32 {
+        if self.only_gpus_matter(claim) {
+            return self.slots(claim, |tenant| tenant.fate != Fate::Staying);
+        }
+        let left = self.slots(claim, |tenant| tenant.fate == Fate::Leaving);
+        left.max(self.evicted_slots(claim))
+    }
+
+    fn only_gpus_matter(&self, claim: &Claim) -> bool {
+        let host = times(self.cpus, self.claimed_cpus, claim.cpus).min(times(
+            self.memory_mib,
+            self.claimed_memory_mib,
+            claim.memory_mib,
+        ));
+        host == u32::MAX
+    }
+
     /// GPUs that evictions could give.
     pub(crate) fn evictable(&self) -> GpuMask {
         self.tenants
@@ -134,8 +162,7 @@ impl DraftNode {
                 victims.insert(at, dropped);
             }
         }
-        // Apply wants GPUs of each victim among the places; one evicted for its cores alone may
-        // have none to give.
+        // Apply wants GPUs of each victim among the places.
         (victims.len() as u64 <= u64::from(workers) * u64::from(claim.gpus))
             .then_some((loss_micros, victims))
     }
@@ -177,12 +204,16 @@ impl DraftNode {
     }
 }
 
-/// How often `each` fits into what `claimed` leaves of `total`.
+/// How often `each` fits into what `claimed` leaves of `total`. Not even nothing fits where more is
+/// claimed than there is, as it is while fillers drain on a node that is held: apply sees it so.
 fn times(total: u64, claimed: u64, each: u64) -> u32 {
-    if total == 0 || each == 0 {
-        return u32::MAX;
+    match (total, total.checked_sub(claimed)) {
+        (0, _) => u32::MAX,
+        (_, None) => 0,
+        (_, Some(left)) => {
+            left.checked_div(each).map_or(u32::MAX, |n| u32::try_from(n).unwrap_or(u32::MAX))
+        }
     }
-    u32::try_from(total.saturating_sub(claimed) / each).unwrap_or(u32::MAX)
 }
 
 fn tenant(view: &Cluster, node: &Node, allocation: &Allocation) -> Tenant {

@@ -141,7 +141,7 @@ impl Census {
                 .map(|tenant| tenant.gpus.count())
                 .sum();
             let open = node.free.or(node.evictable()).count();
-            let slots = node.slots(claim, |tenant| Pool::Evicted.gone(tenant));
+            let slots = node.evicted_slots(claim);
             census.down += sick;
             census.leaving += leaving;
             census.kept += node.kept;

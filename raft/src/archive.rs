@@ -49,6 +49,15 @@ pub enum ArchiveError {
     Closed,
 }
 
+impl ArchiveError {
+    /// Whether another handle, still open, is the reason.
+    pub(crate) fn is_locked(&self) -> bool {
+        // sled wraps the cause in text and keeps no kind.
+        matches!(self, ArchiveError::Sled { source: sled::Error::Io(error), .. }
+            if error.to_string().contains("could not acquire lock"))
+    }
+}
+
 impl From<ArchiveError> for io::Error {
     fn from(error: ArchiveError) -> io::Error {
         io::Error::other(error)

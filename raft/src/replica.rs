@@ -4,6 +4,7 @@
 use std::{
     collections::BTreeMap,
     fmt,
+    path::Path,
     sync::{Arc, Mutex, OnceLock},
     time::Duration,
 };
@@ -23,7 +24,7 @@ use tokio::{
 };
 
 use crate::{
-    Archive, OpenError, ProposeError, RaftError, ReplicaConfig, StateMachine,
+    Archive, ArchiveError, OpenError, ProposeError, RaftError, ReplicaConfig, StateMachine,
     disk::{Disk, DiskLock, RealDisk},
     log_store::LogStore,
     machine::Applier,
@@ -119,6 +120,7 @@ struct Inner {
     lock: Mutex<Option<DiskLock>>,
 }
 
+const ARCHIVE_LOCK_POLL: Duration = Duration::from_millis(10);
 const ARCHIVE_REPAIR_EVERY: Duration = Duration::from_secs(1);
 /// What an entry costs beside its bytes.
 const ENTRY_OVERHEAD_BYTES: usize = 512;
@@ -150,9 +152,15 @@ impl Replica {
             lock.ok_or_else(|| OpenError::Locked { dir: config.dir.display().to_string() })?;
         let may_block = !disk.is_simulated();
         let snapshots = Arc::new(Snapshots::open(disk.clone(), &config.dir.join("snapshots"))?);
-        // A folder a period: retention will drop whole ones, for sled gives no space back.
-        let archive = Arc::new(Archive::open(&config.dir.join("archive").join("0"))?);
         let wal = Wal::open(disk, wal_options(&config))?;
+        // A folder a period: retention will drop whole ones, for sled gives no space back.
+        let archive = match open_archive(&config.dir.join("archive").join("0")).await {
+            Ok(archive) => Arc::new(archive),
+            Err(error) => {
+                wal.close().await;
+                return Err(error.into());
+            }
+        };
         let log = LogStore { wal: wal.clone(), archive: archive.clone() };
         let applier = Applier::new(machine, archive.clone(), snapshots.clone(), may_block);
         let peers = Peers::new(config.id.0, dial);
@@ -374,6 +382,19 @@ impl Replica {
         let failed = self.inner.wal.failed().borrow().clone();
         failed.or_else(|| self.inner.stopped.get().cloned()).unwrap_or_else(|| fatal.to_string())
     }
+}
+
+/// sled lets go of its lock a little after it is dropped. The folder's own lock is held, so whoever
+/// has sled's is an earlier replica of this process.
+async fn open_archive(dir: &Path) -> Result<Archive, ArchiveError> {
+    const PATIENCE: u32 = 200;
+    for _ in 0..PATIENCE {
+        match Archive::open(dir) {
+            Err(error) if error.is_locked() => tokio::time::sleep(ARCHIVE_LOCK_POLL).await,
+            opened => return opened,
+        }
+    }
+    Archive::open(dir)
 }
 
 fn wal_options(config: &ReplicaConfig) -> WalOptions {

@@ -11,6 +11,7 @@ mod liveness;
 mod nodes;
 mod places;
 mod plans;
+mod replicas;
 mod reports;
 mod tick;
 
@@ -92,6 +93,9 @@ impl Cluster {
             Command::NodeUp(report) => self.node_up(report, outcome),
             Command::NodeSilent(node) => self.node_silent(*node, outcome),
             Command::NodeLost(node) => self.node_lost(*node, outcome),
+            Command::ForgetNode(node) => self.forget_node(*node, outcome),
+            Command::AdmitReplica { id, addr } => self.admit_replica(*id, addr),
+            Command::RemoveReplica(id) => self.remove_replica(*id),
             Command::Report(reports) => {
                 outcome.replan = false; // unless one of them frees something
                 self.report(reports, outcome)

@@ -9,7 +9,7 @@ use xxhash_rust::xxh3::xxh3_128;
 
 use crate::{
     Allocation, AllocationId, Effect, Epoch, Filler, FillerId, GpuMask, Job, JobId, JobState, Node,
-    NodeId, Outcome, Owner, Place, Record, StopReason, Table,
+    NodeId, Outcome, Owner, Place, Record, Replica, ReplicaId, StopReason, Table,
     codec::{self, Kind},
     ledger::UsageKey,
     requests::Requests,
@@ -19,6 +19,8 @@ use crate::{
 pub(crate) const ENDED_JOBS: usize = 10_000;
 /// Jobs that may wait or run at once.
 pub(crate) const LIVE_JOBS: usize = 100_000;
+/// Longest text kept of what somebody said: one row must not outgrow the archive's limit.
+const TEXT_BYTES: usize = 512;
 /// Fillers at once.
 pub(crate) const FILLERS: usize = 4_096;
 
@@ -31,6 +33,8 @@ pub struct Meta {
     pub applied: u64,
     /// The state's clock, unix time.
     pub now_ms: u64,
+    /// What every replica can read; entries are written so. Only rises.
+    pub version: u32,
     /// Evictions ever.
     pub evictions: u64,
     /// Time of GPUs that left the fabric, in the order of [`crate::Class::ALL`].
@@ -41,6 +45,7 @@ pub struct Meta {
     pub(crate) last_filler: u64,
     pub(crate) last_allocation: u64,
     pub(crate) last_node: u32,
+    pub(crate) last_replica: u64,
 }
 
 /// Everything that is true. A clone is cheap: maps are persistent and share
@@ -53,6 +58,7 @@ pub struct Cluster {
     pub(crate) jobs: Table<JobId, Job>,
     pub(crate) fillers: Table<FillerId, Filler>,
     pub(crate) allocations: Table<AllocationId, Allocation>,
+    pub(crate) replicas: Table<ReplicaId, Replica>,
     pub(crate) usage: OrdMap<UsageKey, u64>,
     pub(crate) requests: Requests,
     pub(crate) derived: Derived,
@@ -93,6 +99,7 @@ impl Cluster {
                 incarnation,
                 applied: 0,
                 now_ms: 0,
+                version: 1,
                 evictions: 0,
                 retired_ms: [0; 4],
                 archive_digest: 0,
@@ -100,11 +107,13 @@ impl Cluster {
                 last_filler: 0,
                 last_allocation: 0,
                 last_node: 0,
+                last_replica: 0,
             },
             nodes: Table::new(1),
             jobs: Table::new(2),
             fillers: Table::new(3),
             allocations: Table::new(4),
+            replicas: Table::new(6),
             usage: OrdMap::new(),
             requests: Requests::default(),
             derived: Derived::empty(&fabric),
@@ -190,6 +199,11 @@ impl Cluster {
         &self.allocations
     }
 
+    /// Members of the Raft group as they should be.
+    pub fn replicas(&self) -> &Table<ReplicaId, Replica> {
+        &self.replicas
+    }
+
     /// GPU-milliseconds of allocations that are over, by tenant, class and model.
     pub fn usage(&self) -> impl Iterator<Item = (&UsageKey, u64)> {
         self.usage.iter().map(|(key, gpu_ms)| (key, *gpu_ms))
@@ -205,6 +219,7 @@ impl Cluster {
                 self.jobs.digest(),
                 self.fillers.digest(),
                 self.allocations.digest(),
+                self.replicas.digest(),
                 self.requests.digest(),
                 self.derived.fabric_hash,
                 self.derived.usage_digest,
@@ -215,13 +230,14 @@ impl Cluster {
     }
 
     /// GPUs a node could give to a gang by evicting fillers: owned by instances
-    /// that are not already on their way out, held for nobody.
+    /// that are not already on their way out, held for nobody, healthy.
     pub fn reclaimable(&self, node: &Node) -> GpuMask {
         if !node.schedulable() {
             return GpuMask::NONE;
         }
         node.mask(|slot| {
-            slot.held.is_none()
+            slot.healthy
+                && slot.held.is_none()
                 && slot.owner.and_then(|owner| self.allocations.get(owner)).is_some_and(
                     |allocation| {
                         allocation.stop.is_none()
@@ -392,12 +408,13 @@ impl Cluster {
     pub(crate) fn set_job_reason(&mut self, id: JobId, reason: String) {
         let index = self.meta.applied;
         let job = self.jobs.get_mut(id).expect("the job exists");
-        job.reason = reason;
+        job.reason = clip(reason);
         job.reason_index = index;
     }
 
     /// Adds a line to a job's story in the archive.
     pub(crate) fn tell(&self, id: JobId, what: String, outcome: &mut Outcome) {
+        let what = clip(what);
         let event = crate::JobEvent { index: self.meta.applied, at_ms: self.meta.now_ms, what };
         let mut key = Cluster::story_prefix(id);
         key.extend_from_slice(&self.meta.applied.to_be_bytes());
@@ -444,6 +461,7 @@ impl Cluster {
         self.jobs.settle();
         self.fillers.settle();
         self.allocations.settle();
+        self.replicas.settle();
     }
 
     fn refresh_index(&mut self, id: NodeId) {
@@ -516,6 +534,14 @@ impl Derived {
             usage_digest: 0,
         }
     }
+}
+
+/// The head of a text that came from outside.
+pub(crate) fn clip(mut text: String) -> String {
+    if text.len() > TEXT_BYTES {
+        text.truncate(text.floor_char_boundary(TEXT_BYTES));
+    }
+    text
 }
 
 fn usage_hash(key: &UsageKey, gpu_ms: u64) -> u128 {

@@ -10,6 +10,7 @@ use bincode::Options;
 use serde::{Serialize, de::DeserializeOwned};
 
 const MAGIC: u8 = 0x52; // 'R'
+const RESERVED: u8 = 0;
 const HEADER_BYTES: usize = 4;
 
 /// What a record is.
@@ -32,7 +33,7 @@ impl Kind {
         1
     }
 
-    /// The largest record read or written, in bytes.
+    /// The largest record read or written, in bytes, header and all.
     pub const fn limit_bytes(self) -> usize {
         match self {
             Kind::Entry | Kind::Answer | Kind::Archive => 16 << 20,
@@ -44,7 +45,7 @@ impl Kind {
 /// Why bytes are not a record.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum CodecError {
-    /// Not even a header, or another magic.
+    /// Not even a header, or another magic or reserved byte.
     #[error("not a Rowen record ({0} bytes)")]
     NotARecord(usize),
     /// Another kind than asked for.
@@ -79,8 +80,8 @@ fn options(limit_bytes: usize) -> impl Options {
 
 /// Writes `value` as a record of `kind`.
 pub fn encode<T: Serialize>(kind: Kind, value: &T) -> Result<Vec<u8>, CodecError> {
-    let mut bytes = vec![MAGIC, kind as u8, kind.schema(), 0];
-    options(kind.limit_bytes())
+    let mut bytes = vec![MAGIC, kind as u8, kind.schema(), RESERVED];
+    options(kind.limit_bytes() - HEADER_BYTES)
         .serialize_into(&mut bytes, value)
         .map_err(|error| CodecError::Body(error.to_string()))?;
     Ok(bytes)
@@ -88,7 +89,7 @@ pub fn encode<T: Serialize>(kind: Kind, value: &T) -> Result<Vec<u8>, CodecError
 
 /// Reads a record of `kind`; anything left over is an error.
 pub fn decode<T: DeserializeOwned>(kind: Kind, bytes: &[u8]) -> Result<T, CodecError> {
-    if bytes.len() < HEADER_BYTES || bytes[0] != MAGIC {
+    if bytes.len() < HEADER_BYTES || bytes[0] != MAGIC || bytes[3] != RESERVED {
         return Err(CodecError::NotARecord(bytes.len()));
     }
     if bytes[1] != kind as u8 {

@@ -4,7 +4,8 @@ use rowen_topology::FabricRecord;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    AllocationId, Epoch, FieldError, FillerId, FillerSpec, JobId, JobSpec, NodeId, Plan, TaskPhase,
+    AllocationId, Epoch, FieldError, FillerId, FillerSpec, JobId, JobSpec, NodeId, Plan, ReplicaId,
+    TaskPhase,
 };
 
 /// One entry of the log. Enums here are only ever appended to.
@@ -74,6 +75,17 @@ pub enum Command {
     Report(Vec<TaskReport>),
     /// What a planning cycle proposes.
     CommitPlan(Plan),
+    /// A replica joins the group.
+    AdmitReplica {
+        /// Given for a member that was there before the state knew of replicas; else a new id is given.
+        id: Option<ReplicaId>,
+        /// Where the others reach it, host:port.
+        addr: String,
+    },
+    /// A replica leaves the group for good.
+    RemoveReplica(ReplicaId),
+    /// The operator has seen with his own eyes that the node is off.
+    ForgetNode(NodeId),
 }
 
 /// What an agent says when it comes.
@@ -145,6 +157,8 @@ pub enum Reply {
         /// No longer fitted.
         rejected: u32,
     },
+    /// The replica's id.
+    Replica(ReplicaId),
 }
 
 /// Why a command was refused; nothing changed.

@@ -36,6 +36,11 @@ id! {
     NodeId(u32)
 }
 
+id! {
+    /// A member of the Raft group. Never reused: a reused id can split the group.
+    ReplicaId(u64)
+}
+
 /// What fences an allocation: the incarnation of the cluster (it rises at every
 /// restore from backup) and the log index that bound the allocation.
 #[derive(

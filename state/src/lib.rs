@@ -16,6 +16,7 @@ mod job;
 mod ledger;
 mod node;
 mod plan;
+mod replica;
 mod requests;
 mod snapshot;
 mod spec;
@@ -29,11 +30,12 @@ pub use command::{
     TaskReport,
 };
 pub use filler::{Filler, FillerState};
-pub use id::{AllocationId, Epoch, FillerId, GpuMask, JobId, NodeId};
+pub use id::{AllocationId, Epoch, FillerId, GpuMask, JobId, NodeId, ReplicaId};
 pub use job::{Hold, Job, JobEvent, JobState};
 pub use ledger::{Class, Meter, UsageKey};
 pub use node::{Duty, GpuSlot, Liveness, Node};
 pub use plan::{Decision, Place, Plan};
+pub use replica::Replica;
 pub use snapshot::SnapshotError;
 pub use spec::{FieldError, FillerSpec, JobSpec, Probe, Resources};
 pub use table::Table;

@@ -6,7 +6,7 @@ use rowen_topology::FabricRecord;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Allocation, Cluster, Filler, Job, Node, Table,
+    Allocation, Cluster, Filler, Job, Node, Replica, Table,
     cluster::Meta,
     codec::{self, CodecError, Kind},
     ledger::UsageKey,
@@ -23,6 +23,7 @@ struct SnapshotV1 {
     jobs: Vec<Job>,
     fillers: Vec<Filler>,
     allocations: Vec<Allocation>,
+    replicas: Vec<Replica>,
     usage: Vec<(UsageKey, u64)>,
     requests: (u128, Vec<(String, Client)>),
 }
@@ -57,6 +58,7 @@ impl Cluster {
             jobs: self.jobs.values().cloned().collect(),
             fillers: self.fillers.values().cloned().collect(),
             allocations: self.allocations.values().cloned().collect(),
+            replicas: self.replicas.values().cloned().collect(),
             usage: self.usage.iter().map(|(key, gpu_ms)| (key.clone(), *gpu_ms)).collect(),
             requests: self.requests.to_parts(),
         };
@@ -77,6 +79,7 @@ impl Cluster {
         fill(&mut cluster.jobs, snapshot.jobs, |job| job.id);
         fill(&mut cluster.fillers, snapshot.fillers, |filler| filler.id);
         fill(&mut cluster.allocations, snapshot.allocations, |allocation| allocation.id);
+        fill(&mut cluster.replicas, snapshot.replicas, |replica| replica.id);
         cluster.usage = snapshot.usage.into_iter().collect();
         let (digest, clients) = snapshot.requests;
         cluster.requests = Requests::from_parts(digest, clients);

@@ -16,6 +16,8 @@ const MAX_NOTICE_MS: u64 = 3_600_000;
 const MAX_DURATION_MS: u64 = 366 * 86_400_000;
 const MAX_ENV: usize = 1_024;
 const MAX_TEXT_BYTES: usize = 128 << 10;
+const MAX_MODEL_BYTES: usize = 128;
+const MAX_PATH_BYTES: usize = 4_096;
 
 /// A value that cannot be accepted: which, why, and what to do.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
@@ -64,6 +66,8 @@ impl Resources {
                 "leave it out for any model",
             ));
         }
+        let model_bytes = self.gpu_model.as_ref().map_or(0, String::len);
+        length("resources.gpu_model", model_bytes, MAX_MODEL_BYTES)?;
         range("resources.cpus", self.cpus.into(), 0, 65_536)?;
         range("resources.memory_mib", self.memory_mib, 0, 1 << 40)
     }
@@ -211,6 +215,8 @@ impl FillerSpec {
             if !probe.http_path.is_empty() && !probe.http_path.starts_with('/') {
                 return Err(FieldError::new("readiness.http", "is not a path", "begin it with /"));
             }
+            let bytes = probe.http_path.len() + probe.exec.iter().map(String::len).sum::<usize>();
+            length("readiness", bytes, MAX_PATH_BYTES)?;
         }
         process(&self.command, &self.env, &self.working_dir)
     }
@@ -238,6 +244,13 @@ fn range(field: &str, value: u64, low: u64, high: u64) -> Result<(), FieldError>
         return Ok(());
     }
     Err(FieldError::new(field, format!("is {value}"), format!("choose {low} to {high}")))
+}
+
+fn length(field: &str, bytes: usize, high: usize) -> Result<(), FieldError> {
+    if bytes <= high {
+        return Ok(());
+    }
+    Err(FieldError::new(field, format!("has {bytes} bytes"), format!("use at most {high}")))
 }
 
 fn process(
@@ -275,6 +288,10 @@ fn process(
                 "use a name without '=' or NUL",
             ));
         }
+    }
+    length("working_dir", working_dir.len(), MAX_PATH_BYTES)?;
+    if working_dir.contains('\0') {
+        return Err(FieldError::new("working_dir", "holds a NUL byte", "remove it"));
     }
     if !working_dir.is_empty() && !working_dir.starts_with('/') {
         return Err(FieldError::new(

@@ -27,8 +27,19 @@ fn demo_holds() {
 }
 
 #[test]
-fn demo_with_a_crash_holds() {
-    let report = demo(&["demo", "--crash", "--json", "--seed", "2"]);
+fn demo_with_a_short_crash_holds() {
+    let checks = crash("1");
+    assert!(checks.iter().any(|have| have == "the gang runs on without a control plane"));
+}
+
+#[test]
+fn demo_with_a_crash_longer_than_the_node_lease_holds() {
+    let checks = crash("2");
+    assert!(checks.iter().any(|have| have == "no task outlives its node lease"));
+}
+
+fn crash(seed: &str) -> Vec<String> {
+    let report = demo(&["demo", "--crash", "--json", "--seed", seed]);
     let checks = names(&report, "checks");
     for name in [
         "no acknowledged job is lost, none is there twice",
@@ -38,6 +49,7 @@ fn demo_with_a_crash_holds() {
     ] {
         assert!(checks.iter().any(|have| have == name), "no check {name:?} in {checks:?}");
     }
+    checks
 }
 
 /// Runs it in a temporary folder of its own; all its checks must hold.

@@ -19,6 +19,8 @@ use crate::cluster::rpc::Rpc;
 use crate::output::cells::{legend_lines, rack_lines};
 
 const FRAME: Duration = Duration::from_millis(100);
+/// How long a person needs to see what changed.
+const LOOK: Duration = Duration::from_millis(1500);
 const EVENTS: usize = 6;
 /// A smaller terminal gets plain lines: a picture that wraps cannot be redrawn in place.
 const LEAST_SIZE: (u16, u16) = (80, 20);
@@ -117,8 +119,12 @@ impl Screen {
         }
     }
 
-    /// A moment worth a picture, where there is not always one.
-    pub(crate) fn draw(&self) {
+    /// A moment worth a picture: printed where there is not always one, left standing for a moment
+    /// where somebody may be looking.
+    pub(crate) async fn draw(&self) {
+        if self.style == Style::Live {
+            tokio::time::sleep(LOOK).await;
+        }
         if self.style == Style::Plain {
             let view = lock(&self.view);
             view.picture(false).iter().for_each(|line| say(&format!("         {line}")));

@@ -83,7 +83,10 @@ impl Checks {
     /// From `least` to a year.
     pub(super) fn long(&mut self, field: &str, value: Millis, least: Millis) {
         if value < least {
-            self.fail(field, format!("{} is too short; write at least {}", duration(value), duration(least)));
+            self.fail(
+                field,
+                format!("{} is too short; write at least {}", duration(value), duration(least)),
+            );
         }
         if value.0 > MAX_LONG_MS {
             self.fail(field, format!("{} is too long; write at most 366d", duration(value)));
@@ -149,7 +152,9 @@ pub(crate) fn duration(ms: Millis) -> String {
     }
     let mut rest = ms.0;
     let mut text = String::new();
-    for (unit, size) in [("d", 24 * HOUR_MS), ("h", HOUR_MS), ("m", 60_000), ("s", 1_000), ("ms", 1)] {
+    for (unit, size) in
+        [("d", 24 * HOUR_MS), ("h", HOUR_MS), ("m", 60_000), ("s", 1_000), ("ms", 1)]
+    {
         if rest >= size {
             text += &format!("{}{unit}", rest / size);
             rest %= size;

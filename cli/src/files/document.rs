@@ -7,10 +7,10 @@ use std::fmt;
 use std::fs::File;
 use std::io::{self, Read as _};
 
-use serde::de::{self, DeserializeOwned, Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
+use serde::de::{self, Deserialize, DeserializeOwned, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
 
-use super::{FileError, Problem, explain};
+use super::{FileError, Kind, Problem, explain, schema};
 
 /// No file may be larger. A fabric of 65,536 nodes listed one by one is about half of it.
 const MAX_BYTES: u64 = 32 << 20;
@@ -52,10 +52,11 @@ impl Source {
     pub(crate) fn set(&mut self, path: &str, value: Value) -> Result<(), FileError> {
         let mut at = &mut self.tree;
         for key in path.split('.') {
-            let table = at.as_object_mut().filter(|_| !key.is_empty()).ok_or_else(|| FileError {
-                file: self.name.clone(),
-                problems: vec![Problem::new(path, "there is no such key to set")],
-            })?;
+            let table =
+                at.as_object_mut().filter(|_| !key.is_empty()).ok_or_else(|| FileError {
+                    file: self.name.clone(),
+                    problems: vec![Problem::new(path, "there is no such key to set")],
+                })?;
             at = table.entry(key).or_insert_with(|| Value::Object(Map::new()));
         }
         *at = value;
@@ -73,10 +74,25 @@ impl Source {
     }
 
     /// The value that the tree describes; the first thing that does not fit is the error.
-    pub(crate) fn decode<T: DeserializeOwned>(&self, known: &[String]) -> Result<T, FileError> {
+    pub(crate) fn decode<T: DeserializeOwned>(&self) -> Result<T, FileError> {
+        self.decode_with(|path, message| explain::problem(path, message, None))
+    }
+
+    /// As `decode`, for a kind of file that has a schema: its keys help to suggest the right one.
+    pub(super) fn decode_as<T: DeserializeOwned>(&self, kind: Kind) -> Result<T, FileError> {
+        if let Some(path) = schema::list_for_table(kind, &self.tree) {
+            return Err(self.error(vec![Problem::new(path, "found a list; write a table of keys")]));
+        }
+        self.decode_with(|path, message| explain::problem(path, message, Some(kind)))
+    }
+
+    fn decode_with<T: DeserializeOwned>(
+        &self,
+        explain: impl Fn(&str, &str) -> Problem,
+    ) -> Result<T, FileError> {
         serde_path_to_error::deserialize(&self.tree).map_err(|error| {
             let path = error.path().to_string();
-            self.error(vec![explain::problem(&path, &error.inner().to_string(), known)])
+            self.error(vec![explain(&path, &error.inner().to_string())])
         })
     }
 
@@ -124,7 +140,7 @@ fn parse(text: &str, format: Format) -> Result<Value, Problem> {
     let tree = match format {
         Format::Json => serde_json::from_str::<Tree>(text).map_err(|e| json_problem(&e)),
         Format::Toml => toml::from_str::<Tree>(text).map_err(|e| toml_problem(text, &e)),
-        Format::Yaml => serde_saphyr::from_str::<Tree>(text).map_err(|e| yaml_problem(&e)),
+        Format::Yaml => yaml(text),
     }?;
     match tree.0 {
         Value::Object(table) if table.is_empty() => Err(Problem::new("", "the file is empty")),
@@ -132,6 +148,14 @@ fn parse(text: &str, format: Format) -> Result<Value, Problem> {
         Value::Object(table) => Ok(Value::Object(table)),
         _ => Err(Problem::new("", "not a table of keys; write `key: value` lines")),
     }
+}
+
+fn yaml(text: &str) -> Result<Tree, Problem> {
+    // Keys that stand twice are refused below, with the same words in all formats.
+    let options = serde_saphyr::options! {
+        duplicate_keys: serde_saphyr::DuplicateKeyPolicy::LastWins,
+    };
+    serde_saphyr::from_str_with_options(text, options).map_err(|e| yaml_problem(&e))
 }
 
 fn json_problem(error: &serde_json::Error) -> Problem {
@@ -144,12 +168,16 @@ fn toml_problem(text: &str, error: &toml::de::Error) -> Problem {
     let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
     let line = before.matches('\n').count() as u64 + 1;
     let column = before.rsplit('\n').next().unwrap_or_default().chars().count() as u64 + 1;
-    located(line, column, error.message())
+    let message = error.message();
+    let message = if message == "duplicate key" { "a key stands twice; keep one" } else { message };
+    located(line, column, message)
 }
 
 fn yaml_problem(error: &serde_saphyr::Error) -> Problem {
     let (line, column) = error.location().map_or((0, 0), |at| (at.line(), at.column()));
-    located(line, column, &error.without_snippet().to_string())
+    let text = error.without_snippet().to_string();
+    let text = text.rsplit_once(" at line ").map_or(text.as_str(), |(text, _)| text);
+    located(line, column, text)
 }
 
 /// Whatever a parser says, on one line.
@@ -193,7 +221,9 @@ impl<'de> Visitor<'de> for TreeVisitor {
 
     fn visit_f64<E: de::Error>(self, value: f64) -> Result<Value, E> {
         let number = serde_json::Number::from_f64(value);
-        number.map(Value::Number).ok_or_else(|| E::custom(format!("{value} is not a finite number")))
+        number
+            .map(Value::Number)
+            .ok_or_else(|| E::custom(format!("{value} is not a finite number")))
     }
 
     fn visit_str<E>(self, value: &str) -> Result<Value, E> {

@@ -2,22 +2,26 @@
 //!
 //! Reads only messages of serde's own making; what our own types say passes through unchanged.
 
-use super::Problem;
+use super::schema::known_paths;
+use super::{Kind, Problem};
 
 /// Names that other systems use for what a job or filler file calls otherwise.
-const ELSEWHERE: [(&str, &str); 17] = [
+const ELSEWHERE: [(&str, &str); 20] = [
     ("args", "command"),
     ("chdir", "working_dir"),
     ("cmd", "command"),
     ("cwd", "working_dir"),
     ("environment", "env"),
     ("gres", "resources.gpus"),
+    ("max_instances", "instances.max"),
     ("mem", "resources.memory"),
+    ("min_instances", "instances.min"),
     ("nodes", "workers"),
     ("nproc_per_node", "processes_per_worker"),
     ("ntasks", "workers"),
     ("ntasks_per_node", "processes_per_worker"),
     ("partition", "queue"),
+    ("replicas", "instances.max"),
     ("replicas", "workers"),
     ("requeue", "restarts"),
     ("script", "command"),
@@ -25,12 +29,12 @@ const ELSEWHERE: [(&str, &str); 17] = [
     ("walltime", "time_limit"),
 ];
 
-/// The problem at `path` that serde describes as `message`. `known` are the dotted paths of all
-/// keys of the schema: a key put at the wrong depth is found there.
-pub(super) fn problem(path: &str, message: &str, known: &[String]) -> Problem {
+/// The problem at `path` that serde describes as `message`. A key of `kind` that was put at the
+/// wrong depth is found in the kind's schema.
+pub(super) fn problem(path: &str, message: &str, kind: Option<Kind>) -> Problem {
     let path = path.trim_start_matches('.');
     if let Some(rest) = message.strip_prefix("unknown field ") {
-        return unknown_key(path, rest, known);
+        return unknown_key(path, rest, kind);
     }
     if let Some(rest) = message.strip_prefix("missing field ") {
         let field = quoted(rest).next().unwrap_or_default();
@@ -41,7 +45,10 @@ pub(super) fn problem(path: &str, message: &str, known: &[String]) -> Problem {
     }
     if let Some(rest) = message.strip_prefix("invalid type: ") {
         let (found, expected) = rest.rsplit_once(", expected ").unwrap_or((rest, ""));
-        return Problem::new(path, format!("found {}; write {}", found_in_words(found), expected_in_words(expected)));
+        return Problem::new(
+            path,
+            format!("found {}; write {}", found_in_words(found), expected_in_words(expected)),
+        );
     }
     if let Some(rest) = message.strip_prefix("invalid value: integer ") {
         let number = quoted(rest).next().unwrap_or_default();
@@ -65,7 +72,7 @@ pub(super) fn nearest<'a>(wrong: &str, words: impl Iterator<Item = &'a str>) -> 
         .map(|(_, word)| word)
 }
 
-fn unknown_key(path: &str, rest: &str, known: &[String]) -> Problem {
+fn unknown_key(path: &str, rest: &str, kind: Option<Kind>) -> Problem {
     let mut words = quoted(rest);
     let wrong = words.next().unwrap_or_default();
     // serde_path_to_error ends the path with the key itself, but only in some formats.
@@ -75,18 +82,19 @@ fn unknown_key(path: &str, rest: &str, known: &[String]) -> Problem {
         _ => path,
     };
     let siblings: Vec<&str> = words.collect();
-    let last = |path: &str| path.rsplit('.').next().map(str::to_owned);
-    let elsewhere = |path: &&str| known.iter().any(|k| k == path);
+    let known = kind.map(known_paths).unwrap_or_default();
+    let deeper = |path: &&String| path.rsplit('.').next() == Some(wrong);
+    let theirs =
+        |&&(theirs, ours): &&(&str, &str)| theirs == wrong && known.iter().any(|path| path == ours);
     let suggestion = nearest(wrong, siblings.iter().copied())
-        .or_else(|| known.iter().find(|k| last(k).as_deref() == Some(wrong)).map(String::as_str))
-        .or_else(|| {
-            let found = ELSEWHERE.iter().find(|(theirs, _)| *theirs == wrong);
-            found.map(|(_, ours)| *ours).filter(elsewhere)
-        });
-    let text = match suggestion {
-        Some(key) => format!("unknown key; did you mean {key:?}?"),
-        None if siblings.is_empty() => "unknown key; remove it".to_owned(),
-        None => format!("unknown key; write one of {}", siblings.join(", ")),
+        .or_else(|| known.iter().find(deeper).map(String::as_str))
+        .or_else(|| ELSEWHERE.iter().find(theirs).map(|&(_, ours)| ours));
+    let text = match (suggestion, kind) {
+        (Some(key), _) => format!("unknown key; did you mean {key:?}?"),
+        (None, Some(kind)) if siblings.len() > 8 => {
+            format!("unknown key; `rowen schema {kind}` lists the known ones")
+        }
+        _ => format!("unknown key; write one of {}", siblings.join(", ")),
     };
     Problem::new(join(parent, wrong), text)
 }

@@ -2,12 +2,11 @@
 
 use rowen_topology::{FabricRecord, Inventory};
 
-use super::schema::{Kind, known_paths};
-use super::{FileError, Problem, Source};
+use super::{FileError, Kind, Problem, Source};
 
 /// The fabric that `source` describes, expanded, every limit and reference checked.
 pub(crate) fn read_fabric(source: &Source) -> Result<FabricRecord, FileError> {
-    let inventory: Inventory = source.decode(&known_paths(Kind::Fabric))?;
+    let inventory: Inventory = source.decode_as(Kind::Fabric)?;
     inventory.expand().map_err(|error| {
         let text = format!("{}; {}", error.problem, error.fix);
         source.error(vec![Problem::new(error.field, text)])

@@ -10,9 +10,8 @@ use serde::Deserialize;
 use super::check::{Checks, MAX_INSTANCES, NAME_PATTERN, duration};
 use super::job::absolute;
 use super::resources::ResourcesFile;
-use super::schema::{Kind, known_paths};
 use super::values::{Command, EnvValue, MicroDollars, Millis};
-use super::{FileError, Problem, Source};
+use super::{FileError, Kind, Problem, Source};
 
 /// A million dollars a GPU-hour is more than anyone pays.
 const MAX_VALUE_MICROS: u64 = 1_000_000_000_000;
@@ -110,7 +109,7 @@ fn none() -> Millis {
 impl FillerFile {
     /// The filler that `source` describes, every limit checked. Relative folders start at `cwd`.
     pub(crate) fn spec(source: &Source, cwd: &Path) -> Result<FillerSpec, FileError> {
-        let file: FillerFile = source.decode(&known_paths(Kind::Filler))?;
+        let file: FillerFile = source.decode_as(Kind::Filler)?;
         file.check().map_err(|problems| source.error(problems))?;
         file.message(cwd).map_err(|problem| source.error(vec![problem]))
     }

@@ -10,9 +10,8 @@ use serde::Deserialize;
 
 use super::check::{Checks, MAX_GPUS, NAME_PATTERN};
 use super::resources::ResourcesFile;
-use super::schema::{Kind, known_paths};
 use super::values::{Command, EnvValue, Millis};
-use super::{FileError, Problem, Source};
+use super::{FileError, Kind, Problem, Source};
 
 /// A training job: a gang of equal workers that start together or not at all.
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -105,7 +104,7 @@ fn one() -> u32 {
 impl JobFile {
     /// The job that `source` describes, every limit checked. Relative folders start at `cwd`.
     pub(crate) fn spec(source: &Source, cwd: &Path) -> Result<JobSpec, FileError> {
-        let file: JobFile = source.decode(&known_paths(Kind::Job))?;
+        let file: JobFile = source.decode_as(Kind::Job)?;
         file.check().map_err(|problems| source.error(problems))?;
         file.message(cwd).map_err(|problem| source.error(vec![problem]))
     }

@@ -26,6 +26,11 @@ pub(crate) fn duration(text: &str) -> Result<std::time::Duration, String> {
     values::Millis::parse(text).map(|ms| std::time::Duration::from_millis(ms.0))
 }
 
+/// A duration as a file would have it.
+pub(crate) fn duration_text(ms: u64) -> String {
+    check::duration(values::Millis(ms))
+}
+
 /// One thing that is wrong with a file: which field, what, and what to write instead.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Problem {

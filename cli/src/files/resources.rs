@@ -46,7 +46,8 @@ impl ResourcesFile {
         if let Some(Mib(mib)) = self.memory
             && mib > MAX_MEMORY_MIB
         {
-            checks.fail("resources.memory", format!("{mib} MiB is too much; write at most 1024TiB"));
+            checks
+                .fail("resources.memory", format!("{mib} MiB is too much; write at most 1024TiB"));
         }
     }
 

@@ -1,5 +1,7 @@
 //! The JSON Schema of each kind of file, derived from the very types that read it.
 
+use std::fmt;
+
 use schemars::generate::SchemaSettings;
 use serde_json::Value;
 
@@ -14,6 +16,16 @@ pub(crate) enum Kind {
     Filler,
     /// What `fabric set` reads.
     Fabric,
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Kind::Job => "job",
+            Kind::Filler => "filler",
+            Kind::Fabric => "fabric",
+        })
+    }
 }
 
 /// The JSON Schema (2020-12) of a kind of file.
@@ -43,6 +55,23 @@ fn collect(root: &Value, at: &Value, prefix: &str, paths: &mut Vec<String>) {
         collect(root, value, &path, paths);
         paths.push(path);
     }
+}
+
+/// The path of the first list that stands where the schema has a table. serde would take the
+/// list's items for the table's fields, in an order that no file should depend on.
+pub(super) fn list_for_table(kind: Kind, tree: &Value) -> Option<String> {
+    fn find(root: &Value, at: &Value, tree: &Value, path: &str) -> Option<String> {
+        let at = resolve(root, at);
+        let properties = at.get("properties").and_then(Value::as_object)?;
+        if tree.is_array() {
+            return Some(path.to_owned());
+        }
+        let under =
+            |key: &str| if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") };
+        properties.iter().find_map(|(key, value)| find(root, value, tree.get(key)?, &under(key)))
+    }
+    let root = schema(kind);
+    find(&root, &root, tree, "")
 }
 
 /// Follows `$ref`, and the first real alternative of an optional value.

@@ -50,8 +50,14 @@ impl Millis {
 
 /// `2h30m`: descending units, each at most once.
 fn units_ms(text: &str) -> Option<u64> {
-    const UNITS: [(&str, u64); 6] =
-        [("w", 604_800_000), ("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1_000), ("ms", 1)];
+    const UNITS: [(&str, u64); 6] = [
+        ("w", 604_800_000),
+        ("d", 86_400_000),
+        ("h", 3_600_000),
+        ("m", 60_000),
+        ("s", 1_000),
+        ("ms", 1),
+    ];
     let (mut rest, mut total, mut coarsest) = (text, 0u64, 0);
     while !rest.is_empty() || total == 0 && coarsest == 0 {
         let digits = rest.find(|c: char| !c.is_ascii_digit())?;
@@ -248,8 +254,12 @@ impl<'de> Deserialize<'de> for Command {
                 let words = if line.trim().is_empty() { vec![] } else { vec!["sh", "-c", line] };
                 Ok(Command(words.into_iter().map(str::to_owned).collect()))
             },
-            whole: |n| Err(format!("found the number {n}; write a list of words or one shell line")),
-            decimal: |n| Err(format!("found the number {n}; write a list of words or one shell line")),
+            whole: |n| {
+                Err(format!("found the number {n}; write a list of words or one shell line"))
+            },
+            decimal: |n| {
+                Err(format!("found the number {n}; write a list of words or one shell line"))
+            },
             truth: None,
             list: Some(Command),
         })
@@ -331,8 +341,25 @@ mod tests {
         assert_eq!(ms("02:30:00"), Ok(9_000_000));
         assert_eq!(ms("100:00:01"), Ok(360_001_000));
         assert_eq!(ms("1-00:00:30"), Ok(86_430_000));
-        for bad in ["", " ", "h", "2x", "30m2h", "2h2h", "1.5h", "-1s", "10:00", "1:60:00", "1:00:60",
-            "a:b:c", "1:2:3:4", "99999999999999999999s", "9999999999999999w", "2 h", "1h-2m"] {
+        for bad in [
+            "",
+            " ",
+            "h",
+            "2x",
+            "30m2h",
+            "2h2h",
+            "1.5h",
+            "-1s",
+            "10:00",
+            "1:60:00",
+            "1:00:60",
+            "a:b:c",
+            "1:2:3:4",
+            "99999999999999999999s",
+            "9999999999999999w",
+            "2 h",
+            "1h-2m",
+        ] {
             assert!(ms(bad).is_err(), "{bad:?} gave {:?}", ms(bad));
         }
         assert_eq!(ms("90").unwrap_err(), "90 has no unit; write 90s, 90m or 90h");

@@ -45,7 +45,7 @@ pub(crate) fn owner_style(owner: &Owner) -> Style {
         OwnerKind::Filler => &FILLER_COLOURS,
         _ => &JOB_COLOURS,
     };
-    let pick = palette[(owner.id % palette.len() as u64) as usize];
+    let pick = palette[(owner.id.saturating_sub(1) % palette.len() as u64) as usize];
     Style::new().fg_color(Some(Color::Ansi256(Ansi256Color(pick))))
 }
 
@@ -212,22 +212,51 @@ mod tests {
 
     #[test]
     fn plain_drawing() {
-        check(&samples::occupancy(), false, expect![[""]]);
+        check(
+            &samples::occupancy(),
+            false,
+            expect![[r#"
+            b1  r1  GGGG GGGG       node[1-2]
+            b1  r2  --++            node3
+            b2  r3  bb.. .... ####  node[4-6]
+            G job 7 train: 8 GPUs
+            b filler chat: 4 GPUs
+            . idle: 6   - draining: 2   + held: 2   # down: 4
+        "#]],
+        );
     }
 
     #[test]
     fn coloured_drawing() {
-        check(&samples::occupancy(), true, expect![[""]]);
+        check(
+            &samples::occupancy(),
+            true,
+            expect![[r#"
+                b1  r1  ^[38;5;197m■■■■^[0m ^[38;5;197m■■■■^[0m       node[1-2]
+                b1  r2  ^[38;5;71m▾▾^[0m^[38;5;197m□□^[0m            node3
+                b2  r3  ^[38;5;71m▪▪^[0m^[2m··^[0m ^[2m····^[0m ^[31m××××^[0m  node[4-6]
+                ^[38;5;197m■^[0m job 7 train: 8 GPUs
+                ^[38;5;71m▪^[0m filler chat: 4 GPUs
+                · idle: 6   ▾ draining: 2   □ held: 2   × down: 4
+            "#]],
+        );
     }
 
     #[test]
     fn a_wide_rack_breaks() {
         let mut occupancy = samples::occupancy();
         let node = occupancy.nodes[0].clone();
-        occupancy.nodes = (0..12)
-            .map(|i| Node { name: format!("wide{i}"), ..node.clone() })
-            .collect();
-        check(&occupancy, false, expect![[""]]);
+        occupancy.nodes =
+            (0..12).map(|i| Node { name: format!("wide{i}"), ..node.clone() }).collect();
+        check(
+            &occupancy,
+            false,
+            expect![[r#"
+            b1  r1  GGGG GGGG GGGG GGGG GGGG GGGG GGGG GGGG GGGG GGGG GGGG GGGG  wide[0-11]
+            G job 7 train: 48 GPUs
+            . idle: 0
+        "#]],
+        );
     }
 
     #[test]

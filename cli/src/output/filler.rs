@@ -6,6 +6,7 @@ use serde::Serialize;
 use super::job::ResourcesView;
 use super::table::{Tint, columns, number, page, paragraphs, state, word};
 use super::words::{self, span};
+use crate::files::duration_text;
 
 /// `filler list -o json`.
 #[derive(Debug, Serialize)]
@@ -108,7 +109,12 @@ impl FillerSpecView {
             0 => format!("up to {}", words::count(self.max_instances.into(), "instance")),
             min => format!("{min} to {}", words::count(self.max_instances.into(), "instance")),
         };
-        format!("{many} × {}", self.resources.text())
+        let mut text = format!("{many} × {}", words::count(self.resources.gpus.into(), "GPU"));
+        let details = self.resources.details(" an instance");
+        if !details.is_empty() {
+            text += &format!(" ({})", details.join(", "));
+        }
+        text
     }
 }
 
@@ -154,7 +160,8 @@ pub(crate) fn list(view: &FillerListView, wide: bool, colour: bool) -> String {
     if view.fillers.is_empty() {
         return "No fillers: deploy one with `rowen filler deploy FILE`.".to_owned();
     }
-    let mut header = vec!["NAME", "MODEL", "STATE", "READY", "MAX", "GPUS", "$/GPU-H", "EVICTED", "USED"];
+    let mut header =
+        vec!["NAME", "MODEL", "STATE", "READY", "MAX", "GPUS", "$/GPU-H", "EVICTED", "USED"];
     if wide {
         header.extend(["TENANT", "WARMING", "DRAINING", "NOTICE", "WARM-UP", "REASON"]);
     }
@@ -176,8 +183,8 @@ pub(crate) fn list(view: &FillerListView, wide: bool, colour: bool) -> String {
                 word(&spec.tenant),
                 number(filler.in_state("warming")),
                 number(filler.in_state("draining")),
-                number(span(spec.notice_ms)),
-                number(span(spec.warm_up_ms)),
+                number(duration_text(spec.notice_ms)),
+                number(duration_text(spec.warm_up_ms)),
                 word(filler.reason.as_deref().unwrap_or("")),
             ]);
         }
@@ -191,21 +198,32 @@ pub(crate) fn show(filler: &FillerView, now_ms: u64, colour: bool) -> String {
     let spec = &filler.spec;
     let withdraw = match spec.withdraw_ms {
         0 => String::new(),
-        ms => format!(", out of the ready list for the first {}", span(ms)),
+        ms => format!(", out of the ready list for the first {}", duration_text(ms)),
     };
     let pairs = [
         ("State", Tint::of_state(&filler.state).paint(&filler.state, colour)),
         ("Reason", filler.reason.clone().unwrap_or_default()),
         ("Model", spec.model.clone().unwrap_or_default()),
         ("Asks for", spec.shape()),
-        ("Has", format!("{} with {}, {} ready",
-            words::count(filler.instances.len() as u64, "instance"),
-            words::count(filler.gpus() as u64, "GPU"),
-            filler.in_state("ready"))),
-        ("Earns", format!("${} a GPU-hour, tenant {}",
-            words::dollars(spec.value_micros_per_gpu_hour), spec.tenant)),
-        ("Warm-up", span(spec.warm_up_ms)),
-        ("Notice", format!("{}{withdraw}", span(spec.notice_ms))),
+        (
+            "Has",
+            format!(
+                "{} with {}, {} ready",
+                words::count(filler.instances.len() as u64, "instance"),
+                words::count(filler.gpus() as u64, "GPU"),
+                filler.in_state("ready")
+            ),
+        ),
+        (
+            "Earns",
+            format!(
+                "${} a GPU-hour, tenant {}",
+                words::dollars(spec.value_micros_per_gpu_hour),
+                spec.tenant
+            ),
+        ),
+        ("Warm-up", duration_text(spec.warm_up_ms)),
+        ("Notice", format!("{}{withdraw}", duration_text(spec.notice_ms))),
         ("Command", words::command(&spec.command)),
         ("Folder", spec.working_dir.clone().unwrap_or_default()),
         ("Evicted", words::count(filler.evictions, "time")),
@@ -221,7 +239,9 @@ fn instances(filler: &FillerView, now_ms: u64, colour: bool) -> String {
     }
     let row = |instance: &InstanceView| {
         let note = match (instance.deadline_unix_ms, &instance.reason) {
-            (Some(at), Some(why)) => format!("{why}, killed in {}", span(at.saturating_sub(now_ms))),
+            (Some(at), Some(why)) => {
+                format!("{why}, killed in {}", span(at.saturating_sub(now_ms)))
+            }
             (Some(at), None) => format!("killed in {}", span(at.saturating_sub(now_ms))),
             (None, Some(why)) => why.clone(),
             (None, None) => String::new(),

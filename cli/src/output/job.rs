@@ -5,8 +5,9 @@ use std::collections::BTreeMap;
 use rowen_api::v1::{Job, JobSpec, Task};
 use serde::Serialize;
 
-use super::table::{columns, number, page, paragraphs, state, word, Tint};
+use super::table::{Tint, columns, number, page, paragraphs, state, word};
 use super::words::{self, count, has_ended, span};
+use crate::files::duration_text;
 
 /// A page lists this many tasks; more are summed up.
 const MAX_TASK_LINES: usize = 64;
@@ -121,19 +122,11 @@ impl ResourcesView {
         })
     }
 
-    /// `8 GPUs (H100), 64 CPUs, 512GiB`.
-    pub(crate) fn text(&self) -> String {
-        let mut text = count(self.gpus.into(), "GPU");
-        if let Some(model) = &self.gpu_model {
-            text += &format!(" ({model})");
-        }
-        if self.cpus > 0 {
-            text += &format!(", {}", count(self.cpus.into(), "CPU"));
-        }
-        if self.memory_mib > 0 {
-            text += &format!(", {}", words::memory(self.memory_mib));
-        }
-        text
+    /// What is asked for beside the number of GPUs: `H100`, `64 CPUs`, `512GiB`.
+    pub(crate) fn details(&self, each: &str) -> Vec<String> {
+        let cpus = (self.cpus > 0).then(|| count(self.cpus.into(), "CPU") + each);
+        let memory = (self.memory_mib > 0).then(|| words::memory(self.memory_mib) + each);
+        [self.gpu_model.clone(), cpus, memory].into_iter().flatten().collect()
     }
 }
 
@@ -163,15 +156,19 @@ impl JobSpecView {
         u64::from(self.workers) * u64::from(self.resources.gpus)
     }
 
-    /// `8 workers × 8 GPUs = 64 GPUs, inside one block`.
+    /// `8 workers × 8 GPUs = 64 GPUs (H100, 32 CPUs a worker), inside one block`.
     pub(crate) fn gang(&self) -> String {
-        let mut text = count(self.workers.into(), "worker");
-        if self.processes_per_worker > 1 {
-            text += &format!(" × {} processes", self.processes_per_worker);
-        }
-        text += &format!(" × {}", self.resources.text());
+        let gpus = count(self.resources.gpus.into(), "GPU");
+        let mut text = format!("{} × {gpus}", count(self.workers.into(), "worker"));
         if self.workers > 1 {
             text += &format!(" = {}", count(self.gpus(), "GPU"));
+        }
+        let mut details = self.resources.details(" a worker");
+        if self.processes_per_worker > 1 {
+            details.push(format!("{} processes a worker", self.processes_per_worker));
+        }
+        if !details.is_empty() {
+            text += &format!(" ({})", details.join(", "));
         }
         match (&self.required_level, &self.preferred_level) {
             (Some(required), None) => text += &format!(", inside one {required}"),
@@ -291,7 +288,7 @@ pub(crate) fn list(view: &JobListView, now_ms: u64, wide: bool, colour: bool) ->
 pub(crate) fn show(job: &JobView, now_ms: u64, colour: bool) -> String {
     let spec = &job.spec;
     let title = format!("Job {}  {}", job.id, spec.name);
-    let optional = |ms: Option<u64>| ms.map(span).unwrap_or_default();
+    let optional = |ms: Option<u64>| ms.map(duration_text).unwrap_or_default();
     let attempts = match (job.attempt, job.failures) {
         (0, _) => String::new(),
         (attempt, 0) => format!("{attempt}"),
@@ -308,8 +305,16 @@ pub(crate) fn show(job: &JobView, now_ms: u64, colour: bool) -> String {
         ("Submitted", words::utc(job.submitted_unix_ms)),
         ("Notice", optional(spec.notice_ms)),
         ("Time limit", optional(spec.time_limit_ms)),
-        ("Checkpoint", spec.checkpoint_interval_ms.map(|ms| format!("every {}", span(ms))).unwrap_or_default()),
-        ("Restarts", if spec.restarts > 0 { format!("up to {}", spec.restarts) } else { String::new() }),
+        (
+            "Checkpoint",
+            spec.checkpoint_interval_ms
+                .map(|ms| format!("every {}", duration_text(ms)))
+                .unwrap_or_default(),
+        ),
+        (
+            "Restarts",
+            if spec.restarts > 0 { format!("up to {}", spec.restarts) } else { String::new() },
+        ),
         ("Attempt", attempts),
         ("Used", words::gpu_time(job.gpu_ms)),
     ];
@@ -320,7 +325,9 @@ fn state_line(job: &JobView, now_ms: u64, colour: bool) -> String {
     let word = Tint::of_state(job.state).paint(job.state, colour);
     let time = span(job.time_ms(now_ms));
     match (job.state, job.exit_code, job.running_unix_ms) {
-        ("failed", Some(code), Some(_)) if code != 0 => format!("{word} with exit code {code} after {time}"),
+        ("failed", Some(code), Some(_)) if code != 0 => {
+            format!("{word} with exit code {code} after {time}")
+        }
         (_, Some(_), Some(_)) => format!("{word} after {time}"),
         (_, Some(_), None) => format!("{word}, never ran"),
         _ => format!("{word} for {time}"),

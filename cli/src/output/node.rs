@@ -68,7 +68,8 @@ struct HardwareView {
 
 impl NodeView {
     pub(crate) fn new(node: &Node) -> NodeView {
-        let hardware = |slot: &GpuSlot| node.hardware.iter().find(|gpu| gpu.ordinal == slot.ordinal);
+        let hardware =
+            |slot: &GpuSlot| node.hardware.iter().find(|gpu| gpu.ordinal == slot.ordinal);
         NodeView {
             name: node.name.clone(),
             rack: words::some_text(&node.rack),
@@ -205,7 +206,10 @@ pub(crate) fn show(node: &NodeView, colour: bool) -> String {
         ("State", Tint::of_state(&node.state).paint(&node.state, colour)),
         ("Duty", node.duty.clone()),
         ("Reason", node.reason.clone().unwrap_or_default()),
-        ("Place", [&node.block, &node.rack].into_iter().flatten().cloned().collect::<Vec<_>>().join(", ")),
+        (
+            "Place",
+            [&node.block, &node.rack].into_iter().flatten().cloned().collect::<Vec<_>>().join(", "),
+        ),
         ("GPUs", format!("{} × {}{simulated}", node.gpus.len(), node.gpu_model)),
         ("CPUs", count(node.cpus.into(), "CPU")),
         ("Memory", words::memory(node.memory_mib)),

@@ -119,9 +119,10 @@ impl PlanView {
 
 /// `job plan`.
 pub(crate) fn plan(view: &PlanView, colour: bool) -> String {
-    let tasks = view.tasks.iter().map(|task| {
-        vec![number(task.rank), word(&task.node), word(words::ordinals(&task.gpus))]
-    });
+    let tasks = view
+        .tasks
+        .iter()
+        .map(|task| vec![number(task.rank), word(&task.node), word(words::ordinals(&task.gpus))]);
     let victims = view.victims.iter().map(|victim| {
         vec![
             word(&victim.label),
@@ -210,10 +211,13 @@ pub(crate) fn why(view: &WhyView, now_ms: u64, colour: bool) -> String {
         ("Place in queue", place.unwrap_or_default()),
         ("Starts", estimate),
         ("Would admit it", view.cheapest_change.clone().unwrap_or_default()),
-        ("Decided at", match view.decided_index {
-            0 => String::new(),
-            index => format!("log index {index}"),
-        }),
+        (
+            "Decided at",
+            match view.decided_index {
+                0 => String::new(),
+                index => format!("log index {index}"),
+            },
+        ),
     ];
     let rows: Vec<_> = view.levels.iter().map(level_row).collect();
     let levels = match rows.is_empty() {

@@ -156,6 +156,7 @@ pub(crate) fn jobs() -> Vec<Job> {
     queued.reason = "no block has 8 free GPUs; block b2 lacks 2".into();
     queued.attempt = 0;
     queued.tasks.clear();
+    queued.events.truncate(1);
     (queued.bound_ms, queued.running_ms, queued.gpu_ms) = (0, 0, 0);
     let mut failed = running_job();
     failed.id = 9;
@@ -244,7 +245,11 @@ pub(crate) fn filler() -> Filler {
             warm_up_ms: 20_000,
             notice_ms: 30_000,
             withdraw_ms: 10_000,
-            readiness: Some(Probe { http_path: "/health".into(), period_ms: 1_000, ..Probe::default() }),
+            readiness: Some(Probe {
+                http_path: "/health".into(),
+                period_ms: 1_000,
+                ..Probe::default()
+            }),
             command: vec!["sh".into(), "-c".into(), "exec ./serve --port $ROWEN_PORT".into()],
             working_dir: "/srv".into(),
             ..FillerSpec::default()

@@ -137,10 +137,12 @@ impl GpuTimeView {
         for ((_, ms, style), mark) in self.parts().into_iter().zip(["g", "f", ".", "x"]) {
             sum += u128::from(ms);
             // Rounding the running sum makes the parts fill the bar exactly.
-            let end = ((sum * u128::from(BAR) + u128::from(total) / 2) / u128::from(total)) as usize;
+            let end =
+                ((sum * u128::from(BAR) + u128::from(total) / 2) / u128::from(total)) as usize;
             let cells = end - drawn;
             drawn = end;
             match colour {
+                _ if cells == 0 => {}
                 true => text += &format!("{style}{}{style:#}", "█".repeat(cells)),
                 false => text += &mark.repeat(cells),
             }
@@ -167,7 +169,13 @@ pub(crate) fn show(view: &StatusView, colour: bool) -> String {
     };
     let pairs = [
         ("Replicas", replicas.join(", ")),
-        ("Log", format!("term {}, applied {}, incarnation {}", view.term, view.applied_index, view.incarnation)),
+        (
+            "Log",
+            format!(
+                "term {}, applied {}, incarnation {}",
+                view.term, view.applied_index, view.incarnation
+            ),
+        ),
         ("State hash", view.state_hash.clone()),
         ("Clock", words::utc(view.unix_ms)),
         ("Invariants", violations),

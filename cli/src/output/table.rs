@@ -22,7 +22,9 @@ impl Tint {
     /// What the state of a job, node, task, instance or GPU says.
     pub(super) fn of_state(state: &str) -> Tint {
         match state {
-            "running" | "ready" | "up" | "active" | "completed" | "allocated" | "mixed" => Tint::Good,
+            "running" | "ready" | "up" | "active" | "completed" | "allocated" | "mixed" => {
+                Tint::Good
+            }
             "holding" | "starting" | "stopping" | "pending" | "warming" | "draining" | "held"
             | "bound" | "removing" | "cordoned" | "silent" => Tint::Busy,
             "failed" | "down" | "lost" => Tint::Bad,
@@ -73,7 +75,11 @@ pub(super) fn number(text: impl ToString) -> Value {
 pub(super) fn columns(header: &[&str], rows: Vec<Vec<Value>>, colour: bool) -> String {
     let mut table = Table::new();
     table.load_style(presets::NOTHING);
-    if colour { table.enforce_styling() } else { table.force_no_tty() };
+    if colour {
+        table.enforce_styling()
+    } else {
+        table.force_no_tty()
+    };
     let right: Vec<bool> = (0..header.len())
         .map(|at| rows.iter().any(|row| matches!(row.get(at), Some(Value::Number(_)))))
         .collect();

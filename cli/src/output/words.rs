@@ -114,7 +114,8 @@ pub(crate) fn host_list<'a>(names: impl IntoIterator<Item = &'a str>) -> String 
 /// A command as a shell would take it back, shortened to fit a line.
 pub(crate) fn command(words: &[String]) -> String {
     let plain = |word: &str| {
-        !word.is_empty() && word.chars().all(|c| c.is_ascii_alphanumeric() || "-_./:=@%+,".contains(c))
+        !word.is_empty()
+            && word.chars().all(|c| c.is_ascii_alphanumeric() || "-_./:=@%+,".contains(c))
     };
     let quoted: Vec<String> = words
         .iter()
@@ -208,7 +209,10 @@ mod tests {
         assert_eq!(ordinals(&[0, 1, 2, 3, 6]), "0-3,6");
         assert_eq!(ordinals(&[]), "");
         assert_eq!(host_list(["n1", "n1", "n2", "n4"]), "n[1-2,4]");
-        assert_eq!(command(&["sh".into(), "-c".into(), "echo 'a'".into()]), r"sh -c 'echo '\''a'\'''");
+        assert_eq!(
+            command(&["sh".into(), "-c".into(), "echo 'a'".into()]),
+            r"sh -c 'echo '\''a'\'''"
+        );
         assert_eq!(shortened("a  b\nc", 10), "a b c");
         assert_eq!(shortened("abcdef", 4), "abc…");
     }

@@ -34,7 +34,9 @@ pub(super) async fn to_end(
             Ok(ended) => ended?,
             Err(_) => {
                 let limit = words::span(limit.as_millis() as u64);
-                note(&format!("job {id} has not ended after {limit}; it goes on (rowen cancel {id})"));
+                note(&format!(
+                    "job {id} has not ended after {limit}; it goes on (rowen cancel {id})"
+                ));
                 return Ok(ExitCode::from(WAIT_EXPIRED));
             }
         },
@@ -106,7 +108,8 @@ async fn watch(session: &mut Session, id: u64, logs: bool) -> anyhow::Result<Job
 }
 
 async fn open(session: &mut Session, id: u64) -> Result<Streaming<Job>, CallError> {
-    let watch = |ch| async move { jobs(ch).watch_job(WatchJobRequest { id: id.to_string() }).await };
+    let watch =
+        |ch| async move { jobs(ch).watch_job(WatchJobRequest { id: id.to_string() }).await };
     session.client.call(watch).await
 }
 
@@ -165,7 +168,8 @@ fn tell(session: &Session, job: &Job, told: &mut String) {
         _ if job.reason.is_empty() => String::new(),
         _ => format!(": {}", job.reason),
     };
-    let attempt = if job.attempt > 1 { format!(" (attempt {})", job.attempt) } else { String::new() };
+    let attempt =
+        if job.attempt > 1 { format!(" (attempt {})", job.attempt) } else { String::new() };
     let text = format!("job {} {state}{attempt}{detail}", job.id);
     if text != *told {
         note(&text);

@@ -75,7 +75,11 @@ impl Sink {
         }
         let mut bytes = Vec::with_capacity(line.text.len() + 12);
         if self.prefix {
-            let faint = if self.out.colour { anstyle::Style::new().dimmed() } else { anstyle::Style::new() };
+            let faint = if self.out.colour {
+                anstyle::Style::new().dimmed()
+            } else {
+                anstyle::Style::new()
+            };
             write!(bytes, "{faint}{}:{faint:#} ", line.rank)?;
         }
         bytes.extend_from_slice(&line.text);

@@ -63,11 +63,7 @@ pub(crate) fn run(args: RowenArgs) -> Outcome {
         Verb::Schema(args) => schema::print(args.kind),
         Verb::Completion(args) => completion::print(args.shell),
         Verb::Version => version::print(Output::new(global.output)),
-        Verb::Shim
-        | Verb::ProbeGpus
-        | Verb::DemoWorker
-        | Verb::DemoFiller
-        | Verb::ClusterGuard => {
+        Verb::Shim | Verb::ProbeGpus | Verb::DemoWorker | Verb::DemoFiller | Verb::ClusterGuard => {
             anyhow::bail!("for Rowen's own use, with exactly the arguments it gives")
         }
     }

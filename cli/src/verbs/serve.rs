@@ -10,7 +10,7 @@ use crate::files::{Format, Source};
 pub(super) fn run(args: &ServeArgs) -> Outcome {
     super::log_to_stderr();
     let path = args.config.to_string_lossy();
-    let config: rowen_server::Config = Source::read(&path, Some(Format::Toml))?.decode(&[])?;
+    let config: rowen_server::Config = Source::read(&path, Some(Format::Toml))?.decode()?;
     super::on_all_cores(async {
         rowen_server::serve(config, super::interrupted()?).await?;
         Ok(ExitCode::from(DONE))

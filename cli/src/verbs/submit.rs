@@ -43,7 +43,9 @@ pub(super) async fn submit(session: &mut Session, args: SubmitArgs) -> Outcome {
         if !args.parsable && session.out.is_text() {
             note(&format!("Submitted job {}.", accepted.id));
         }
-        return follow::to_end(session, accepted.id, args.follow, args.timeout).await.or_else(blame);
+        return follow::to_end(session, accepted.id, args.follow, args.timeout)
+            .await
+            .or_else(blame);
     }
     let job = glance(session, accepted.id).await;
     report(session.out, &accepted, job.as_ref(), args.parsable)
@@ -104,12 +106,7 @@ struct SubmittedView {
     reason: Option<String>,
 }
 
-fn report(
-    out: Output,
-    accepted: &SubmitJobResponse,
-    job: Option<&Job>,
-    parsable: bool,
-) -> Outcome {
+fn report(out: Output, accepted: &SubmitJobResponse, job: Option<&Job>, parsable: bool) -> Outcome {
     let queued = job.filter(|job| job.state() == JobState::Queued && job.reason != UNDECIDED);
     let view = SubmittedView {
         id: accepted.id,
@@ -189,7 +186,8 @@ fn spec(args: &JobSource) -> anyhow::Result<JobSpec> {
     let mut source = match &args.file {
         Some(file) => Source::read(file, args.format)?,
         None if args.command.is_empty() => {
-            let text = "name a job file, or a command: rowen submit --workers 2 --gpus 8 -- COMMAND";
+            let text =
+                "name a job file, or a command: rowen submit --workers 2 --gpus 8 -- COMMAND";
             return Err(UsageError(text.to_owned()).into());
         }
         None => from_command(&args.command)?,
@@ -207,7 +205,8 @@ fn spec(args: &JobSource) -> anyhow::Result<JobSpec> {
 fn from_command(command: &[String]) -> Result<Source, FileError> {
     let mut source = Source::empty("command line");
     let program = command[0].rsplit('/').next().unwrap_or_default().to_ascii_lowercase();
-    let plain: String = program.chars().filter(|&c| c.is_ascii_alphanumeric() || "._-".contains(c)).collect();
+    let plain: String =
+        program.chars().filter(|&c| c.is_ascii_alphanumeric() || "._-".contains(c)).collect();
     let name = plain.trim_matches(|c: char| !c.is_ascii_alphanumeric());
     let name = if name.is_empty() { "job" } else { &name[..name.len().min(63)] };
     source.set("name", Value::from(name))?;

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use proptest::prelude::*;
 use rowen_placement::plan;
 use rowen_state::{
-    Cluster, Command, Decision, FillerState, GpuMask, Job, Node, NodeId, Owner, Place, Plan, Reply,
+    Cluster, Command, Decision, FillerState, GpuMask, Job, Node, NodeId, Place, Plan, Reply,
     Resources, TaskPhase,
 };
 use rowen_topology::{DomainId, Level, NodePos};
@@ -15,6 +15,9 @@ use crate::world::{World, filler, gang};
 
 /// One thing that happens; what, and three numbers that say to whom and how.
 type Event = (u8, u32, u32, u32);
+
+/// In the reason of a gang that GPUs are kept for.
+const KEPT: &str = "holds it once";
 
 /// Nodes, GPUs a node and kind of each block.
 type Blocks = Vec<(u32, u32, u8)>;
@@ -30,7 +33,7 @@ fn drawing(blocks: &Blocks) -> String {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(256))]
+    #![proptest_config(ProptestConfig::with_cases(8000))]
 
     #[test]
     fn plans_hold_in_random_worlds(
@@ -204,7 +207,13 @@ fn first_gang_is_served(cluster: &Cluster, job: &Job, plan: &Plan) {
         }
         (None, None) => {
             let could = any_holds(cluster, job, required, true);
-            assert!(!could, "evictions would make room for {:?}: {plan:#?}", job.spec);
+            assert!(
+                !could,
+                "evictions would make room for {:?}:\n{}{}",
+                job.spec,
+                crate::world::picture(cluster),
+                crate::world::lines(cluster, plan),
+            );
         }
         (found, tightest) => panic!("{found:?}, free GPUs hold it on {tightest:?}"),
     }
@@ -212,6 +221,13 @@ fn first_gang_is_served(cluster: &Cluster, job: &Job, plan: &Plan) {
 
 /// Without any one of its victims a hold is refused, and its own domain does not hold the gang.
 fn every_victim_is_needed(cluster: &Cluster, plan: &Plan) {
+    if cluster.queue().any(|job| job.reason.contains(KEPT))
+        || plan.decisions.iter().any(
+            |decision| matches!(decision, Decision::Wait { reason, .. } if reason.contains(KEPT)),
+        )
+    {
+        return; // free GPUs that the state does not know to be kept
+    }
     let held = plan.decisions.iter().enumerate().filter_map(|(at, decision)| match decision {
         Decision::Hold { job, places, victims, why } => Some((at, *job, places, victims, why)),
         _ => None,
@@ -242,7 +258,13 @@ fn every_victim_is_needed(cluster: &Cluster, plan: &Plan) {
                 .clone()
                 .map(|pos| room_without(&world, NodePos(pos), &job_now.spec.resources, &fewer))
                 .sum();
-            assert!(room < job_now.spec.workers, "{victim} need not leave: {plan:#?}");
+            assert!(
+                room < job_now.spec.workers,
+                "{victim} need not leave {domain:?} for {:?}:\n{}{}",
+                job_now.spec,
+                crate::world::picture(&world),
+                crate::world::lines(&world, plan),
+            );
         }
     }
 }
@@ -269,8 +291,8 @@ fn room_without(
         let resources = &cluster.allocations().get(owner).unwrap().resources;
         (cpus, memory_mib) = (cpus - resources.cpus, memory_mib - resources.memory_mib);
     }
-    let by_cpus = (node.cpus - cpus).checked_div(claim.cpus).unwrap_or(u32::MAX);
-    let by_memory = (node.memory_mib - memory_mib).checked_div(claim.memory_mib);
+    let by_cpus = node.cpus.saturating_sub(cpus).checked_div(claim.cpus).unwrap_or(u32::MAX);
+    let by_memory = node.memory_mib.saturating_sub(memory_mib).checked_div(claim.memory_mib);
     (gpus / claim.gpus).min(by_cpus).min(by_memory.unwrap_or(u64::MAX) as u32)
 }
 
@@ -298,27 +320,17 @@ fn commit(cluster: &mut Cluster, plan: Plan) -> Reply {
 
 /// Once nothing is left to decide, no filler that may start has room, but for what is kept.
 fn nothing_is_left_idle(cluster: &Cluster) {
-    if cluster.queue().any(|job| job.reason.contains("holds it once")) {
+    if cluster.queue().any(|job| job.reason.contains(KEPT)) {
         return;
     }
     for filler in cluster.fillers().values() {
         let may = filler.state == FillerState::Active
             && filler.backoff_until_ms <= cluster.now_ms()
             && filler.instances.len() < filler.spec.max_instances as usize;
-        let room = cluster
-            .nodes()
-            .values()
-            .any(|node| workers_on(cluster, node, &filler.spec.resources, false).len() > 1);
-        let fits = may && room && {
-            let nodes = cluster.nodes().values();
-            nodes.into_iter().any(|node| {
+        let fits = may
+            && cluster.nodes().values().any(|node| {
                 workers_on(cluster, node, &filler.spec.resources, false).get(1) == Some(&true)
-            })
-        };
+            });
         assert!(!fits, "{} could start: {}", filler.spec.name, filler.reason);
-    }
-    for allocation in cluster.allocations().values() {
-        let Owner::Instance { filler, .. } = allocation.owner else { continue };
-        assert!(cluster.fillers().get(filler).is_some());
     }
 }

@@ -3,7 +3,8 @@
 use rowen_placement::plan;
 use rowen_state::{
     Allocation, AllocationId, Cluster, Command, Decision, Entry, FillerId, FillerSpec, GpuMask,
-    JobId, JobSpec, NodeId, NodeReport, Owner, Plan, Reply, Resources, TaskPhase, TaskReport,
+    JobId, JobSpec, NodeId, NodeReport, Owner, Place, Plan, Reply, Resources, TaskPhase,
+    TaskReport,
 };
 use rowen_topology::{Level, NodePos, drawing};
 
@@ -138,65 +139,72 @@ impl World {
         reports
     }
 
-    /// A line a node, a cell a GPU: `.` free, a filler's first letter (upper case: it has notice),
-    /// a job's last digit (`/`: it is stopping), `+` held and clear, `x` down.
     pub(crate) fn picture(&self) -> String {
-        let mut text = String::new();
-        for pos in (0..self.cluster.index().node_count()).map(NodePos) {
-            let node = self.cluster.node_at(pos);
-            text += &format!("{:<4}", node.name);
-            for slot in &node.gpus {
-                text.push(match slot.owner {
-                    Some(id) => self.cell(id),
-                    None if !node.schedulable() || !slot.healthy => 'x',
-                    None if slot.held.is_some() => '+',
-                    None => '.',
-                });
-            }
-            text.push('\n');
-        }
-        text
-    }
-
-    fn cell(&self, id: AllocationId) -> char {
-        let allocation = self.cluster.allocations().get(id).unwrap();
-        match allocation.owner {
-            Owner::Gang { .. } if allocation.stop.is_some() => '/',
-            Owner::Gang { job, .. } => char::from_digit((job.0 % 10) as u32, 10).unwrap(),
-            Owner::Instance { filler, .. } => {
-                let name = &self.cluster.fillers().get(filler).unwrap().spec.name;
-                let cell = name.chars().next().unwrap();
-                if allocation.stop.is_some() { cell.to_ascii_uppercase() } else { cell }
-            }
-        }
+        picture(&self.cluster)
     }
 
     /// The plan that would be made now, a line a decision.
     pub(crate) fn plan(&self) -> String {
-        plan(&self.cluster).decisions.iter().map(|decision| self.line(decision) + "\n").collect()
+        lines(&self.cluster, &plan(&self.cluster))
     }
+}
 
-    fn line(&self, decision: &Decision) -> String {
-        let name = |id| &self.cluster.nodes().get(id).unwrap().name;
-        let on = |places: &[rowen_state::Place]| {
-            let places = places.iter();
-            let words = places.map(|place| format!("{}:{:?}", name(place.node), place.gpus));
-            words.collect::<Vec<_>>().join(" ")
-        };
-        match decision {
-            Decision::Start { job, places, why } => {
-                format!("start {job} on {} ({why})", on(places))
-            }
-            Decision::Hold { job, places, victims, why } => {
-                let victims: Vec<u64> = victims.iter().map(|id| id.0).collect();
-                format!("hold {job} on {}, evicting {victims:?} ({why})", on(places))
-            }
-            Decision::StartInstance { filler, place } => {
-                format!("instance of {filler} on {}", on(&[*place]))
-            }
-            Decision::Wait { job, reason } => format!("wait {job}: {reason}"),
-            Decision::Unfilled { filler, reason } => format!("unfilled {filler}: {reason}"),
+/// A line a node, a cell a GPU: `.` free, a filler's first letter (upper case: it has notice),
+/// a job's last digit (`/`: it is stopping), `+` held and clear, `x` down.
+pub(crate) fn picture(cluster: &Cluster) -> String {
+    let mut text = String::new();
+    for pos in (0..cluster.index().node_count()).map(NodePos) {
+        let node = cluster.node_at(pos);
+        text += &format!("{:<4}", node.name);
+        for slot in &node.gpus {
+            text.push(match slot.owner {
+                Some(id) => cell(cluster, id),
+                None if !node.schedulable() || !slot.healthy => 'x',
+                None if slot.held.is_some() => '+',
+                None => '.',
+            });
         }
+        text.push('\n');
+    }
+    text
+}
+
+fn cell(cluster: &Cluster, id: AllocationId) -> char {
+    let allocation = cluster.allocations().get(id).unwrap();
+    match allocation.owner {
+        Owner::Gang { .. } if allocation.stop.is_some() => '/',
+        Owner::Gang { job, .. } => char::from_digit((job.0 % 10) as u32, 10).unwrap(),
+        Owner::Instance { filler, .. } => {
+            let name = &cluster.fillers().get(filler).unwrap().spec.name;
+            let cell = name.chars().next().unwrap();
+            if allocation.stop.is_some() { cell.to_ascii_uppercase() } else { cell }
+        }
+    }
+}
+
+/// A plan, a line a decision.
+pub(crate) fn lines(cluster: &Cluster, plan: &Plan) -> String {
+    plan.decisions.iter().map(|decision| line(cluster, decision) + "\n").collect()
+}
+
+fn line(cluster: &Cluster, decision: &Decision) -> String {
+    let name = |id| &cluster.nodes().get(id).unwrap().name;
+    let on = |places: &[Place]| {
+        let places = places.iter();
+        let words = places.map(|place| format!("{}:{:?}", name(place.node), place.gpus));
+        words.collect::<Vec<_>>().join(" ")
+    };
+    match decision {
+        Decision::Start { job, places, why } => format!("start {job} on {} ({why})", on(places)),
+        Decision::Hold { job, places, victims, why } => {
+            let victims: Vec<u64> = victims.iter().map(|id| id.0).collect();
+            format!("hold {job} on {}, evicting {victims:?} ({why})", on(places))
+        }
+        Decision::StartInstance { filler, place } => {
+            format!("instance of {filler} on {}", on(&[*place]))
+        }
+        Decision::Wait { job, reason } => format!("wait {job}: {reason}"),
+        Decision::Unfilled { filler, reason } => format!("unfilled {filler}: {reason}"),
     }
 }
 

@@ -400,11 +400,11 @@ async fn live_and_die(seed: u64, tally: &mut Tally) {
 #[tokio::test]
 async fn nothing_acknowledged_is_ever_lost() {
     let mut tally = Tally::default();
-    for seed in 801..=9000 {
+    for seed in 1..=800 {
         live_and_die(seed, &mut tally).await;
     }
     println!("{tally:?}");
-    assert_eq!(tally.lives, 41_000);
+    assert_eq!(tally.lives, 4_000);
     assert!(tally.acknowledged > 10_000, "the lives did something");
     assert!(tally.torn > 20 && tally.died_while_opening > 100, "and died in many ways");
 }

@@ -2,8 +2,8 @@
 
 use super::{Answer, not_found};
 use crate::{
-    AllocationId, Cluster, Effect, Liveness, NodeId, NodeReport, Outcome, Owner, Reply, StopReason,
-    TaskPhase,
+    AllocationId, Cluster, Code, Effect, Liveness, NodeId, NodeReport, Outcome, Owner, Refusal,
+    Reply, StopReason, TaskPhase,
 };
 
 impl Cluster {
@@ -72,6 +72,18 @@ impl Cluster {
         node.liveness = Liveness::Lost;
         self.lose_tasks(id, |_, _, _| true, "its node was lost", outcome);
         Ok(Reply::Done)
+    }
+
+    /// The operator says that the machine is off. A node that is heard cannot be.
+    pub(super) fn forget_node(&mut self, id: NodeId, outcome: &mut Outcome) -> Answer {
+        let node = self.nodes.get(id).ok_or_else(|| not_found("node", id))?;
+        if node.liveness == Liveness::Up {
+            return Err(Refusal::new(
+                Code::Conflict,
+                format!("{} is heard, so it is not off; drain it instead", node.name),
+            ));
+        }
+        self.node_lost(id, outcome)
     }
 
     /// Counts the live tasks of a node of which `lost` says yes as ended, and gives their GPUs back.

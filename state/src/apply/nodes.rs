@@ -1,7 +1,7 @@
 //! Cordon, drain, undrain: what the operator wants of a node.
 
 use super::{Answer, not_found};
-use crate::{Cluster, Duty, NodeId, Outcome, Owner, Refusal, Reply, StopReason};
+use crate::{Cluster, Duty, NodeId, Outcome, Owner, Refusal, Reply, StopReason, cluster::clip};
 
 impl Cluster {
     pub(super) fn cordon_node(
@@ -41,7 +41,7 @@ impl Cluster {
     fn set_duty(&mut self, id: NodeId, duty: Duty, reason: &str) -> Result<(), Refusal> {
         let node = self.nodes.get_mut(id).ok_or_else(|| not_found("node", id))?;
         node.duty = duty;
-        reason.clone_into(&mut node.reason);
+        node.reason = clip(reason.to_owned());
         Ok(())
     }
 

@@ -48,7 +48,8 @@ impl Cluster {
             let victims_on_node: Vec<_> =
                 node.owners().into_iter().filter(|o| victims.binary_search(o).is_ok()).collect();
             let evictable = node.mask(|slot| {
-                slot.held.is_none()
+                slot.healthy
+                    && slot.held.is_none()
                     && slot.owner.is_some_and(|owner| victims_on_node.contains(&owner))
             });
             let mut usable =

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::{Answer, gangs::new_task, places::Misfit};
 use crate::{
     Allocation, AllocationId, Cluster, Decision, FillerId, FillerState, GpuMask, Hold, JobId,
-    JobState, NodeId, Outcome, Owner, Place, Plan, Reply, StopReason,
+    JobState, NodeId, Outcome, Owner, Place, Plan, Reply, StopReason, cluster::clip,
 };
 
 impl Cluster {
@@ -40,7 +40,7 @@ impl Cluster {
             }
             Decision::Unfilled { filler, reason } => {
                 let filler = self.fillers.get_mut(*filler).ok_or("the filler is gone")?;
-                filler.reason.clone_from(reason);
+                filler.reason = clip(reason.clone());
             }
         }
         Ok(())

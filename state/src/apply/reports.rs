@@ -1,7 +1,7 @@
 //! What agents saw of their tasks.
 
 use super::Answer;
-use crate::{AllocationId, Cluster, Outcome, Owner, Reply, TaskPhase, TaskReport};
+use crate::{AllocationId, Cluster, Outcome, Owner, Reply, TaskPhase, TaskReport, cluster::clip};
 
 impl Cluster {
     pub(super) fn report(&mut self, reports: &[TaskReport], outcome: &mut Outcome) -> Answer {
@@ -51,7 +51,7 @@ impl Cluster {
         if port != 0 {
             task.port = port;
         }
-        message.clone_into(&mut task.message);
+        task.message = clip(message.to_owned());
         match owner {
             Owner::Gang { .. } => self.gang_changed(id, outcome),
             Owner::Instance { .. } => self.instance_changed(id, outcome),

@@ -5,8 +5,7 @@ use rowen_topology::{NodePos, drawing};
 use crate::{
     AllocationId, Class, Cluster, Command, Decision, Duty, Entry, Epoch, FillerId, FillerSpec,
     FillerState, GpuMask, JobId, JobSpec, Liveness, NodeId, NodeReport, Place, Plan, Reply,
-    Resources, Stop, StopReason, TaskPhase, TaskReport,
-    ledger::UsageKey,
+    Resources, Stop, StopReason, TaskPhase, TaskReport, ledger::UsageKey,
 };
 
 type Fault = fn(&mut Cluster);
@@ -143,11 +142,8 @@ fn scene() -> Cluster {
     run(&mut c, Command::CancelJob(JobId(4)));
     let place = |node, gpus| Place { node: NodeId(node), gpus: GpuMask(gpus) };
     let why = String::new;
-    let start = Decision::Start {
-        job: JobId(1),
-        places: vec![place(1, 0b11), place(2, 0b11)],
-        why: why(),
-    };
+    let start =
+        Decision::Start { job: JobId(1), places: vec![place(1, 0b11), place(2, 0b11)], why: why() };
     let serve = |place| Decision::StartInstance { filler: FillerId(1), place };
     plan(&mut c, vec![start, serve(place(2, 0b100)), serve(place(3, 1))]);
     let report = |node, rank| TaskReport {
@@ -162,8 +158,7 @@ fn scene() -> Cluster {
     let reports = vec![report(1, 0), report(2, 1)];
     run(&mut c, Command::Report(reports));
     let places = vec![place(3, 0b11), place(3, 0b1100)];
-    let hold =
-        Decision::Hold { job: JobId(2), places, victims: vec![AllocationId(3)], why: why() };
+    let hold = Decision::Hold { job: JobId(2), places, victims: vec![AllocationId(3)], why: why() };
     plan(&mut c, vec![hold]);
     c
 }

@@ -72,7 +72,7 @@ fn figures(demo: &mut Demo<'_>, spent: &Spent, violations: usize) {
     let case = "the whole demo";
     demo.figure(Figure::new("utilisation_without_fillers", case, without, "%"));
     let figure = Figure::new("utilisation_with_fillers", case, with, "%");
-    demo.figure(figure.beside("without fillers", without));
+    demo.figure(figure.beside("without fillers", without).at_least(90.0));
     let harvested = spent.filler_ms as f64 / 1e3;
     demo.figure(Figure::new("harvested", case, harvested, "GPU-s"));
     demo.figure(Figure::new("evictions", case, spent.evictions as f64, "instances"));

@@ -48,7 +48,7 @@ async fn filled(demo: &mut Demo<'_>, check: &str) -> Result<()> {
     .await?;
     let detail = format!("{} instances are ready on {owned} GPUs", instances.len());
     demo.check(check, true, detail);
-    demo.screen.draw();
+    demo.screen.draw().await;
     Ok(())
 }
 

@@ -32,7 +32,7 @@ async fn loses_power(demo: &mut Demo<'_>, gangs: &Gangs) -> Result<String> {
         |job: &Job| (job.attempt == attempt && job.state() == JobState::Running) || ended(job);
     let after = demo.rpc.wait_job(gangs.long, Duration::from_secs(60), again).await?;
     let requeue_ms = begun.elapsed().as_secs_f64() * 1e3;
-    demo.screen.draw();
+    demo.screen.draw().await;
     let requeued = after.attempt == attempt && after.failures == 0 && after.tasks.len() == 8;
     let detail = format!("attempt {} with {} workers", after.attempt, after.tasks.len());
     demo.check("the gang requeues whole, and that is no failure of its own", requeued, detail);
@@ -96,7 +96,7 @@ async fn comes_back(demo: &mut Demo<'_>, gangs: &Gangs, node: &str) -> Result<()
     demo.cluster.wait_nodes_up(&[node.to_string()], Duration::from_secs(20)).await?;
     let up = |job: &Job| job.state() == JobState::Running || ended(job);
     let job = demo.rpc.wait_job(gangs.wide, Duration::from_secs(30), up).await?;
-    demo.screen.draw();
+    demo.screen.draw().await;
     let used: BTreeSet<&str> = job.tasks.iter().map(|task| task.node.as_str()).collect();
     let all = used.len() == demo.cluster.node_names().len();
     demo.check("the waiting gang gets its nodes", all, format!("{} nodes", used.len()));

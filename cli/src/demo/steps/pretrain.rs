@@ -32,7 +32,7 @@ pub(super) async fn play(demo: &mut Demo<'_>) -> Result<()> {
     let job = demo.rpc.wait_job(id, Duration::from_secs(30), up).await?;
     let nodes: BTreeSet<&str> = job.tasks.iter().map(|task| task.node.as_str()).collect();
     demo.event(format!("job {id} runs on {} nodes", nodes.len()));
-    demo.screen.draw();
+    demo.screen.draw().await;
     one_block(demo, &nodes).await?;
     let in_the_way: BTreeSet<InstanceId> = before
         .iter()

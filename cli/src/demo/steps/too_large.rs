@@ -29,7 +29,7 @@ pub(super) async fn play(demo: &mut Demo<'_>) -> Result<Gangs> {
     let nodes = demo.cluster.node_names().len() as u32;
     let wide = demo.rpc.submit(demo.gang("wide", nodes, "pod", &options)).await?;
     waits(demo, wide).await?;
-    demo.screen.draw();
+    demo.screen.draw().await;
     Ok(Gangs { long, stop_long, wide })
 }
 

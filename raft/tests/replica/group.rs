@@ -1,15 +1,13 @@
 //! Three replicas over loopback TCP: they elect, replicate, go on without a stopped leader, and a
 //! replica that was away catches up by snapshot, archive included.
 
-mod common;
-
 use std::{
     net::Ipv4Addr,
     path::Path,
     time::{Duration, Instant},
 };
 
-use common::{Keeper, config, eventually, member};
+use crate::common::{Keeper, config, eventually, member};
 use rowen_raft::{ProposeError, Replica, ReplicaConfig, ReplicaId};
 use tokio::{net::TcpListener, runtime::Runtime};
 use tokio_stream::wrappers::TcpListenerStream;

@@ -1,11 +1,9 @@
 //! One replica on a real disk: what it answered is still there after a restart, concurrent
 //! proposals share syncs, limits hold, a folder has one user.
 
-mod common;
-
 use std::time::Duration;
 
-use common::{Keeper, config, eventually, member};
+use crate::common::{Keeper, config, eventually, member};
 use rowen_raft::{OpenError, ProposeError, RaftError, Replica, ReplicaConfig};
 
 /// Opens a lone replica, forms its group where there is none, waits until it may plan.

@@ -1,0 +1,71 @@
+//! What every part of a world shares: time, chance, the events to come, the
+//! trace of what happened, and the findings.
+
+use std::{collections::VecDeque, fmt::Arguments};
+
+use rowen_sim::Events;
+
+use crate::{journal::Journal, message::Event, rng::Rng};
+
+/// Lines of the trace kept to be shown with a finding.
+const TAIL: usize = 60;
+/// Findings kept; one is enough to fail.
+const FINDINGS: usize = 20;
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Context {
+    pub(crate) now_ms: u64,
+    pub(crate) rng: Rng,
+    pub(crate) events: Events<Event>,
+    pub(crate) journal: Journal,
+    pub(crate) findings: Vec<String>,
+    pub(crate) tail: VecDeque<String>,
+    digest: u64,
+}
+
+impl Context {
+    pub(crate) fn new(seed: u64) -> Context {
+        Context {
+            // Not 0: a node lease of 0 means "never held".
+            now_ms: 1_000_000,
+            rng: Rng::new(seed),
+            events: Events::default(),
+            journal: Journal::default(),
+            findings: Vec::new(),
+            tail: VecDeque::new(),
+            digest: 0xcbf2_9ce4_8422_2325,
+        }
+    }
+
+    /// Something will happen `in_ms` from now.
+    pub(crate) fn later(&mut self, in_ms: u64, event: Event) {
+        self.events.add(self.now_ms + in_ms, event);
+    }
+
+    /// Something happened: a line of the trace.
+    pub(crate) fn note(&mut self, what: Arguments<'_>) {
+        let line = format!("{:>9} {what}", self.now_ms);
+        for byte in line.bytes() {
+            // FNV-1a: the same on every machine, and cheap.
+            self.digest = (self.digest ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+        }
+        if self.tail.len() == TAIL {
+            self.tail.pop_front();
+        }
+        self.tail.push_back(line);
+    }
+
+    /// An invariant does not hold.
+    pub(crate) fn finding(&mut self, what: String) {
+        self.note(format_args!("FOUND {what}"));
+        if self.findings.len() < FINDINGS {
+            self.findings.push(what);
+        }
+    }
+
+    /// Of the whole trace.
+    pub(crate) fn digest(&self) -> u64 {
+        self.digest
+    }
+}

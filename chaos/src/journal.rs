@@ -1,0 +1,129 @@
+//! The devices' own account: which task's processes live on which GPU, in
+//! physical time. Kept apart from everything that is under test.
+
+use std::collections::BTreeMap;
+
+use rowen_agent::core::{Epoch, TaskKey};
+use rowen_state::{GpuMask, JobId, Owner};
+
+use crate::message::MachineAt;
+
+/// See the module.
+#[derive(Debug, Default)]
+pub(crate) struct Journal {
+    living: BTreeMap<(MachineAt, u32), TaskKey>,
+    last_epoch: BTreeMap<(MachineAt, u32), Epoch>,
+    attempts: BTreeMap<JobId, Attempt>,
+    /// Workers of an attempt that ran as long as they wanted to.
+    done: BTreeMap<(JobId, u32), u32>,
+    /// Processes started.
+    pub(crate) launches: u64,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Attempt {
+    number: u32,
+    living: u32,
+}
+
+impl Journal {
+    /// Processes of a task begin to live; what is wrong about it.
+    pub(crate) fn begin(
+        &mut self,
+        machine: MachineAt,
+        gpus: GpuMask,
+        key: TaskKey,
+        owner: Owner,
+    ) -> Option<String> {
+        self.launches += 1;
+        let mut wrong = None;
+        for gpu in gpus.iter() {
+            let at = (machine, gpu);
+            if let Some(other) = self.living.insert(at, key) {
+                wrong = Some(format!("two owners at once: GPU {gpu} of machine {machine} has {other:?} and {key:?}"));
+            }
+            let last = self.last_epoch.entry(at).or_default();
+            if key.epoch < *last {
+                wrong = Some(format!("an epoch fell: GPU {gpu} of machine {machine} had {last:?}, now {key:?}"));
+            }
+            *last = key.epoch;
+        }
+        if let Owner::Gang { job, attempt } = owner {
+            let known = self.attempts.entry(job).or_insert(Attempt { number: attempt, living: 0 });
+            if known.living == 0 {
+                known.number = attempt;
+            } else if known.number != attempt {
+                wrong = Some(format!("two attempts at once: job {job} runs {} and {attempt}", known.number));
+            }
+            known.living += 1;
+        }
+        wrong
+    }
+
+    /// The last of a task's processes is gone. `done`: it ran as long as it wanted to, and well.
+    pub(crate) fn end(
+        &mut self,
+        machine: MachineAt,
+        gpus: GpuMask,
+        key: TaskKey,
+        owner: Owner,
+        done: bool,
+    ) {
+        for gpu in gpus.iter() {
+            if self.living.get(&(machine, gpu)) == Some(&key) {
+                self.living.remove(&(machine, gpu));
+            }
+        }
+        if let Owner::Gang { job, attempt } = owner {
+            if let Some(known) = self.attempts.get_mut(&job) {
+                known.living -= 1;
+            }
+            *self.done.entry((job, attempt)).or_default() += u32::from(done);
+        }
+    }
+
+    /// Whose processes live on one of these GPUs.
+    pub(crate) fn living_on(&self, machine: MachineAt, gpus: GpuMask) -> Option<TaskKey> {
+        gpus.iter().find_map(|gpu| self.living.get(&(machine, gpu)).copied())
+    }
+
+    /// Workers of an attempt that ran to their own end.
+    pub(crate) fn done(&self, job: JobId, attempt: u32) -> u32 {
+        self.done.get(&(job, attempt)).copied().unwrap_or(0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(allocation: u64) -> TaskKey {
+        let epoch = Epoch { incarnation: 1, index: allocation };
+        TaskKey { allocation, rank: 0, epoch }
+    }
+
+    fn gang(attempt: u32) -> Owner {
+        Owner::Gang { job: JobId(1), attempt }
+    }
+
+    #[test]
+    fn a_gpu_has_one_owner_at_a_time() {
+        let mut journal = Journal::default();
+        let filler = Owner::Instance { filler: rowen_state::FillerId(1), number: 1 };
+        assert_eq!(journal.begin(0, GpuMask::first(4), key(1), filler), None);
+        let wrong = journal.begin(0, GpuMask::one(3), key(2), filler).unwrap();
+        assert!(wrong.starts_with("two owners at once"), "{wrong}");
+    }
+
+    #[test]
+    fn epochs_rise_and_attempts_follow_each_other() {
+        let mut journal = Journal::default();
+        assert_eq!(journal.begin(0, GpuMask::one(0), key(5), gang(1)), None);
+        let wrong = journal.begin(1, GpuMask::one(0), key(6), gang(2)).unwrap();
+        assert!(wrong.starts_with("two attempts at once"), "{wrong}");
+        journal.end(0, GpuMask::one(0), key(5), gang(1), true);
+        assert_eq!(journal.done(JobId(1), 1), 1);
+        let wrong = journal.begin(0, GpuMask::one(0), key(4), gang(2)).unwrap();
+        assert!(wrong.starts_with("an epoch fell"), "{wrong}");
+    }
+}

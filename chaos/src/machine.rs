@@ -1,0 +1,514 @@
+//! One machine: its clock, its disk, its shims, and an agent that decides with
+//! the production `rowen_agent::core`. Never knows what is true, only what it
+//! was told.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use rowen_agent::core::{
+    Action, Core, Desired, Fence, LAUNCH_FAILED, Ordinal, Phase, StopAt, Task, TaskKey, Wanted,
+};
+use rowen_state::{AllocationId, Epoch, GpuMask, NodeId, Owner, TaskPhase, TaskReport};
+
+use crate::{
+    context::Context,
+    message::{DesiredTask, Event, MachineAt, ToAgent, ToLeader},
+    setup::{Life, Timing},
+};
+
+/// The agent looks at its clock this often.
+const TURN_MS: u64 = 500;
+/// As the agent's shell has it.
+const RESEND_MS: u64 = 1_000;
+/// A shim looks at the node lease this often.
+const LEASE_CHECK_MS: u64 = 100;
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Machine {
+    pub(crate) at: MachineAt,
+    pub(crate) node: NodeId,
+    pub(crate) gpus: u32,
+    pub(crate) link: Link,
+    pub(crate) powered: bool,
+    pub(crate) agent: Option<Agent>,
+    /// Its clock runs so many millionths too fast.
+    drift_ppm: i64,
+    boot: u32,
+    booted_ms: u64,
+    lives: u64,
+    disk: Disk,
+    shims: BTreeMap<TaskKey, Shim>,
+}
+
+/// Which ways are open. A stream needs both.
+#[derive(Debug)]
+pub(crate) struct Link {
+    pub(crate) up: bool,
+    pub(crate) down: bool,
+    /// When the last message of a direction arrives: a stream keeps its order.
+    up_last_ms: u64,
+    down_last_ms: u64,
+}
+
+/// What survives the agent, and but for the lease the machine.
+#[derive(Debug, Default)]
+struct Disk {
+    fence: Fence,
+    lease_ms: u64,
+    acked: BTreeSet<TaskKey>,
+}
+
+/// A running agent.
+#[derive(Debug)]
+pub(crate) struct Agent {
+    pub(crate) life: u64,
+    pub(crate) session: Option<u64>,
+    core: Core,
+    welcomed: bool,
+    heartbeat_at_ms: u64,
+    /// What the leader said of each task, beside what `core` looks at.
+    told: BTreeMap<TaskKey, DesiredTask>,
+}
+
+/// A task's processes and the shim beside them.
+#[derive(Debug)]
+struct Shim {
+    owner: Owner,
+    gpus: GpuMask,
+    notice_ms: u64,
+    phase: Phase,
+    /// When its processes are up, and how they would end by themselves.
+    up_at_ms: u64,
+    life: Life,
+    dies_at_ms: u64,
+    code: i32,
+    stop: Option<StopAt>,
+    terminated: bool,
+    killed: bool,
+    wake_ms: u64,
+}
+
+impl Machine {
+    pub(crate) fn new(at: MachineAt, node: NodeId, gpus: u32, drift_ppm: i64) -> Machine {
+        Machine {
+            at,
+            node,
+            gpus,
+            link: Link { up: true, down: true, up_last_ms: 0, down_last_ms: 0 },
+            powered: true,
+            agent: None,
+            drift_ppm,
+            boot: 1,
+            booted_ms: 0,
+            lives: 0,
+            disk: Disk::default(),
+            shims: BTreeMap::new(),
+        }
+    }
+
+    /// CLOCK_BOOTTIME of this machine.
+    fn local_ms(&self, true_ms: u64) -> u64 {
+        let elapsed = i128::from(true_ms - self.booted_ms);
+        let drifted = elapsed + elapsed * i128::from(self.drift_ppm) / 1_000_000;
+        u64::try_from(drifted).expect("a drift is small")
+    }
+
+    /// The first true millisecond at which its clock reads `local_ms` or later.
+    fn true_ms(&self, local_ms: u64) -> u64 {
+        let local = i128::from(local_ms.min(1 << 50));
+        let elapsed = local * 1_000_000 / (1_000_000 + i128::from(self.drift_ppm));
+        self.booted_ms + u64::try_from(elapsed).expect("times are positive") + 2
+    }
+
+    /// Tasks whose processes live, or are about to.
+    pub(crate) fn living(&self) -> BTreeSet<TaskKey> {
+        let living = |shim: &Shim| !matches!(shim.phase, Phase::Exited { .. });
+        self.shims.iter().filter(|(_, shim)| living(shim)).map(|(key, _)| *key).collect()
+    }
+
+    /// kill -9 of the agent; its shims go on.
+    pub(crate) fn kill_agent(&mut self) {
+        self.agent = None;
+    }
+
+    /// The power fails: every process is gone at once, memory and leases too.
+    pub(crate) fn power_off(&mut self, context: &mut Context) {
+        self.agent = None;
+        self.powered = false;
+        let keys: Vec<TaskKey> = self.living().into_iter().collect();
+        for key in keys {
+            self.exit(key, 137, context);
+        }
+        self.shims.clear();
+        self.disk.acked.clear();
+    }
+
+    pub(crate) fn power_on(&mut self, context: &mut Context) {
+        self.powered = true;
+        self.boot += 1;
+        self.booted_ms = context.now_ms - 10;
+        self.disk.lease_ms = 0;
+    }
+
+    /// The agent starts: it takes over what it finds.
+    pub(crate) fn start_agent(&mut self, context: &mut Context) {
+        if !self.powered || self.agent.is_some() {
+            return;
+        }
+        self.lives += 1;
+        let tasks = self.shims.iter().map(|(key, shim)| (*key, found(shim))).collect();
+        let mut core = Core::new(self.disk.fence.clone(), tasks, self.disk.lease_ms);
+        self.disk.acked.iter().for_each(|key| core.acknowledged(*key));
+        self.agent = Some(Agent {
+            life: self.lives,
+            session: None,
+            core,
+            welcomed: false,
+            heartbeat_at_ms: 0,
+            told: BTreeMap::new(),
+        });
+        context.later(1, Event::Connect { machine: self.at, life: self.lives });
+        context.later(TURN_MS, Event::Turn { machine: self.at, life: self.lives });
+    }
+
+    /// A stream was opened: the agent says who it is.
+    pub(crate) fn hello(&mut self, session: u64, healthy: GpuMask, context: &mut Context) {
+        let Some(agent) = &mut self.agent else { return };
+        (agent.session, agent.welcomed) = (Some(session), false);
+        let keys: Vec<TaskKey> = agent.core.tasks().keys().copied().collect();
+        let hello = ToLeader::Hello {
+            term: agent.core.term(),
+            boot: self.boot,
+            healthy,
+            tasks: keys.into_iter().filter_map(|key| self.report(key)).collect(),
+        };
+        self.send(session, hello, context);
+    }
+
+    /// The stream is gone: the agent looks for the leader again.
+    pub(crate) fn hangup(&mut self, session: u64, context: &mut Context) {
+        let Some(agent) = self.agent.as_mut().filter(|agent| agent.session == Some(session)) else {
+            return;
+        };
+        (agent.session, agent.welcomed) = (None, false);
+        let in_ms = context.rng.between(50, 1_000);
+        context.later(in_ms, Event::Connect { machine: self.at, life: agent.life });
+    }
+
+    /// A message of the leader.
+    pub(crate) fn hear(
+        &mut self,
+        session: u64,
+        message: ToAgent,
+        timing: &Timing,
+        context: &mut Context,
+    ) {
+        let local_ms = self.local_ms(context.now_ms);
+        let Some(agent) = self.agent.as_mut().filter(|agent| agent.session == Some(session)) else {
+            return;
+        };
+        let stale = match message {
+            ToAgent::Welcome { term } => {
+                let done = agent.core.welcome(term, timing.node_lease_ms);
+                agent.welcomed = done.is_ok();
+                agent.heartbeat_at_ms = 0;
+                done.err()
+            }
+            ToAgent::HeartbeatAck { seq, term } => match agent.core.heartbeat_ack(seq, term) {
+                Ok(expires_ms) => {
+                    self.disk.lease_ms = expires_ms.unwrap_or(self.disk.lease_ms);
+                    None
+                }
+                Err(stale) => Some(stale),
+            },
+            ToAgent::ReportAck { seq } => {
+                self.disk.acked.extend(agent.core.report_ack(seq));
+                None
+            }
+            ToAgent::Desired { generation, term, tasks } => {
+                let wanted = tasks.iter().map(|task| (task.key, wanted(task, local_ms))).collect();
+                match agent.core.desire(Desired { generation, term, tasks: wanted }) {
+                    Ok(taken) => {
+                        if taken {
+                            agent.told = tasks.into_iter().map(|task| (task.key, task)).collect();
+                        }
+                        None
+                    }
+                    Err(stale) => Some(stale),
+                }
+            }
+        };
+        if stale.is_some() {
+            self.hangup(session, context);
+        }
+        self.turn(timing, context);
+    }
+
+    /// A shim tells the agent how far its task is.
+    pub(crate) fn news(&mut self, key: TaskKey, timing: &Timing, context: &mut Context) {
+        let (Some(agent), Some(shim)) = (&mut self.agent, self.shims.get(&key)) else { return };
+        agent.core.observe(key, shim.phase.clone());
+        self.turn(timing, context);
+    }
+
+    /// After every event: what follows from it.
+    pub(crate) fn turn(&mut self, timing: &Timing, context: &mut Context) {
+        let local_ms = self.local_ms(context.now_ms);
+        let Some(agent) = &mut self.agent else { return };
+        let actions = agent.core.reconcile(local_ms);
+        // Before any launch, as `Action::Persist` asks; a new term likewise.
+        self.disk.fence = agent.core.fence();
+        for action in actions {
+            match action {
+                Action::Persist => {}
+                Action::Launch(key) => self.launch(key, timing, context),
+                Action::Stop(key, stop) => self.stop(key, stop, timing, context),
+                Action::Refuse(key, why) => {
+                    context.note(format_args!("m{} refuses {}: {why}", self.at, key.allocation));
+                }
+            }
+        }
+        self.tell(local_ms, timing, context);
+        self.forget();
+    }
+
+    fn launch(&mut self, key: TaskKey, timing: &Timing, context: &mut Context) {
+        let agent = self.agent.as_ref().expect("it has just decided");
+        let told = agent.told.get(&key).expect("only desired tasks are launched").clone();
+        let life = Life::draw(told.owner, key.rank, &mut context.rng);
+        let up_at_ms = context.now_ms + context.rng.between(10, 400);
+        self.shims.insert(
+            key,
+            Shim {
+                owner: told.owner,
+                gpus: told.gpus,
+                notice_ms: told.notice_ms,
+                phase: Phase::Starting,
+                up_at_ms,
+                life,
+                dies_at_ms: u64::MAX,
+                code: life.code,
+                stop: None,
+                terminated: false,
+                killed: false,
+                wake_ms: 0,
+            },
+        );
+        self.shim(key, timing, context);
+    }
+
+    fn stop(&mut self, key: TaskKey, stop: StopAt, timing: &Timing, context: &mut Context) {
+        if let Some(shim) = self.shims.get_mut(&key) {
+            order(shim, stop);
+            self.shim(key, timing, context);
+        }
+    }
+
+    /// A shim's turn: its task comes up, ends by itself, or is ended.
+    pub(crate) fn shim(&mut self, key: TaskKey, timing: &Timing, context: &mut Context) {
+        let now_ms = context.now_ms;
+        let local_ms = self.local_ms(now_ms);
+        let lease_ms = self.disk.lease_ms;
+        let Some(shim) = self.shims.get_mut(&key) else { return };
+        if matches!(shim.phase, Phase::Exited { .. }) {
+            return;
+        }
+        if shim.phase == Phase::Starting {
+            if now_ms < shim.up_at_ms {
+                let up_at_ms = shim.up_at_ms;
+                return self.wake(key, up_at_ms, context);
+            }
+            if local_ms >= lease_ms {
+                return self.exit(key, LAUNCH_FAILED, context);
+            }
+            shim.phase = Phase::Running;
+            shim.dies_at_ms = now_ms.saturating_add(shim.life.runs_ms);
+            let wrong = context.journal.begin(self.at, shim.gpus, key, shim.owner);
+            context.note(format_args!("m{} runs {} rank {}", self.at, key.allocation, key.rank));
+            wrong.into_iter().for_each(|wrong| context.finding(wrong));
+            self.tell_agent(key, context);
+        }
+        let shim = self.shims.get_mut(&key).expect("looked up above");
+        if now_ms >= shim.dies_at_ms {
+            let code = shim.code;
+            return self.exit(key, code, context);
+        }
+        if local_ms >= lease_ms {
+            let reason = "the node lease ran out".to_owned();
+            let kill_at_ms = lease_ms + shim.notice_ms;
+            order(shim, StopAt { term_at_ms: lease_ms, kill_at_ms, reason });
+        }
+        advance(shim, local_ms, now_ms, timing, context);
+        self.wake_again(key, context);
+    }
+
+    /// When a shim has something to do next.
+    fn wake_again(&mut self, key: TaskKey, context: &mut Context) {
+        let shim = &self.shims[&key];
+        let mut next_ms = shim.dies_at_ms;
+        if self.local_ms(context.now_ms) < self.disk.lease_ms {
+            let late_ms = context.rng.between(0, LEASE_CHECK_MS);
+            next_ms = next_ms.min(self.true_ms(self.disk.lease_ms) + late_ms);
+        }
+        if let Some(stop) = &shim.stop {
+            if !shim.terminated {
+                next_ms = next_ms.min(self.true_ms(stop.term_at_ms.min(stop.kill_at_ms)));
+            }
+            if !shim.killed {
+                next_ms = next_ms.min(self.true_ms(stop.kill_at_ms));
+            }
+        }
+        self.wake(key, next_ms.max(context.now_ms + 1), context);
+    }
+
+    fn wake(&mut self, key: TaskKey, at_ms: u64, context: &mut Context) {
+        let shim = self.shims.get_mut(&key).expect("the caller has it");
+        let sooner = shim.wake_ms <= context.now_ms || at_ms < shim.wake_ms;
+        if sooner && at_ms < u64::MAX {
+            shim.wake_ms = at_ms;
+            context.events.add(at_ms, Event::Shim { machine: self.at, key });
+        }
+    }
+
+    fn exit(&mut self, key: TaskKey, code: i32, context: &mut Context) {
+        let shim = self.shims.get_mut(&key).expect("the caller has it");
+        let started = shim.phase != Phase::Starting;
+        let done = started && code == 0 && !shim.terminated;
+        let message = shim.stop.as_ref().map_or("", |stop| stop.reason.as_str()).to_owned();
+        shim.phase = Phase::Exited { code, message };
+        if started {
+            context.journal.end(self.at, shim.gpus, key, shim.owner, done);
+        }
+        context.note(format_args!("m{} ended {} rank {}: {code}", self.at, key.allocation, key.rank));
+        self.tell_agent(key, context);
+    }
+
+    fn tell_agent(&mut self, key: TaskKey, context: &mut Context) {
+        if let Some(agent) = &self.agent {
+            let in_ms = context.rng.between(1, 40);
+            context.later(in_ms, Event::News { machine: self.at, life: agent.life, key });
+        }
+    }
+
+    /// Heartbeats and reports that are due.
+    fn tell(&mut self, local_ms: u64, timing: &Timing, context: &mut Context) {
+        let Some(agent) = self.agent.as_mut().filter(|agent| agent.welcomed) else { return };
+        let Some(session) = agent.session else { return };
+        if local_ms >= agent.heartbeat_at_ms {
+            agent.heartbeat_at_ms = local_ms + timing.heartbeat_ms;
+            let (seq, generation) = agent.core.heartbeat(local_ms);
+            self.send(session, ToLeader::Heartbeat { seq, generation }, context);
+        }
+        let agent = self.agent.as_mut().expect("it was here");
+        if let Some((seq, keys)) = agent.core.report(local_ms, RESEND_MS) {
+            let tasks = keys.into_iter().filter_map(|key| self.report(key)).collect();
+            self.send(session, ToLeader::Report { seq, tasks }, context);
+        }
+    }
+
+    fn report(&self, key: TaskKey) -> Option<TaskReport> {
+        let task = self.agent.as_ref()?.core.task(&key)?;
+        let (phase, message) = match &task.phase {
+            Phase::Starting => (TaskPhase::Bound, String::new()),
+            Phase::Running => (TaskPhase::Running, String::new()),
+            Phase::Ready => (TaskPhase::Ready, String::new()),
+            Phase::Exited { code, message } => (TaskPhase::Exited { code: *code }, message.clone()),
+        };
+        Some(TaskReport {
+            node: self.node,
+            allocation: AllocationId(key.allocation),
+            rank: key.rank,
+            epoch: Epoch { incarnation: key.epoch.incarnation, index: key.epoch.index },
+            phase,
+            port: task.port,
+            message,
+        })
+    }
+
+    /// What the agent has forgotten and the leader knows leaves the disk.
+    fn forget(&mut self) {
+        let Some(agent) = &self.agent else { return };
+        let acked = &self.disk.acked;
+        self.shims.retain(|key, _| agent.core.task(key).is_some() || !acked.contains(key));
+        let shims = &self.shims;
+        self.disk.acked.retain(|key| shims.contains_key(key));
+    }
+
+    /// To the leader, in order. Over a dead link nothing arrives, and before long the
+    /// agent notices.
+    fn send(&mut self, session: u64, message: ToLeader, context: &mut Context) {
+        let machine = self.at;
+        if !self.link.up {
+            let in_ms = context.rng.between(500, 6_000);
+            return context.later(in_ms, Event::Hangup { machine, session });
+        }
+        let arrives_ms = context.now_ms + context.rng.between(1, 30);
+        self.link.up_last_ms = arrives_ms.max(self.link.up_last_ms);
+        context.events.add(self.link.up_last_ms, Event::Up { machine, session, message });
+    }
+
+    /// From the leader, likewise.
+    pub(crate) fn send_down(&mut self, session: u64, message: ToAgent, context: &mut Context) {
+        let machine = self.at;
+        if !self.link.down {
+            let in_ms = context.rng.between(500, 6_000);
+            return context.later(in_ms, Event::Hangup { machine, session });
+        }
+        let arrives_ms = context.now_ms + context.rng.between(1, 30);
+        self.link.down_last_ms = arrives_ms.max(self.link.down_last_ms);
+        context.events.add(self.link.down_last_ms, Event::Down { machine, session, message });
+    }
+}
+
+/// SIGTERM and SIGKILL when they are due.
+fn advance(shim: &mut Shim, local_ms: u64, now_ms: u64, timing: &Timing, context: &mut Context) {
+    let Some(stop) = &shim.stop else { return };
+    let killing = local_ms >= stop.kill_at_ms;
+    if !shim.terminated && (killing || local_ms >= stop.term_at_ms) {
+        shim.terminated = true;
+        if let Some((after_ms, code)) = shim.life.on_term {
+            let dies_at_ms = now_ms + after_ms;
+            if dies_at_ms < shim.dies_at_ms {
+                (shim.dies_at_ms, shim.code) = (dies_at_ms, code);
+            }
+        }
+    }
+    if killing && !shim.killed {
+        shim.killed = true;
+        let dies_at_ms = now_ms + context.rng.between(1, timing.kill_ms * 9 / 10);
+        if dies_at_ms < shim.dies_at_ms {
+            (shim.dies_at_ms, shim.code) = (dies_at_ms, 137);
+        }
+    }
+}
+
+/// A stop, or an earlier time for the one in force.
+fn order(shim: &mut Shim, stop: StopAt) {
+    shim.stop = Some(match shim.stop.take() {
+        None => stop,
+        Some(known) => StopAt {
+            term_at_ms: known.term_at_ms.min(stop.term_at_ms),
+            kill_at_ms: known.kill_at_ms.min(stop.kill_at_ms),
+            reason: known.reason,
+        },
+    });
+}
+
+fn found(shim: &Shim) -> Task {
+    Task {
+        gpus: shim.gpus.iter().map(Ordinal).collect(),
+        notice_ms: shim.notice_ms,
+        phase: shim.phase.clone(),
+        stopping: shim.stop.clone(),
+        port: 0,
+    }
+}
+
+fn wanted(task: &DesiredTask, local_ms: u64) -> Wanted {
+    let stop = task.stop.map(|(term_in_ms, kill_in_ms)| StopAt {
+        term_at_ms: local_ms + term_in_ms.min(kill_in_ms),
+        kill_at_ms: local_ms + kill_in_ms,
+        reason: "the leader says so".to_owned(),
+    });
+    Wanted { gpus: task.gpus.iter().map(Ordinal).collect(), notice_ms: task.notice_ms, stop }
+}

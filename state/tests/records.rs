@@ -1,0 +1,363 @@
+//! Golden files: the bytes of every schema ever written decode to what they meant then, and
+//! what is no record is refused. `UPDATE_GOLDEN=1` writes missing files, never existing ones.
+
+use std::{fmt::Debug, fs, path::PathBuf};
+
+use rowen_state::{
+    AllocationId, Cluster, Code, Command, Decision, Entry, Epoch, FillerId, FillerSpec, GpuMask,
+    Job, JobEvent, JobId, JobSpec, NodeId, NodeReport, Outcome, Place, Plan, Probe, Refusal, Reply,
+    RequestId, Resources, TaskPhase, TaskReport,
+    codec::{self, CodecError, Kind},
+};
+use rowen_topology::{Level, drawing};
+use serde::{Serialize, de::DeserializeOwned};
+
+fn path(name: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)
+}
+
+/// The file's bytes; written first where they are missing and `UPDATE_GOLDEN` says so.
+fn golden(name: &str, bytes: &[u8]) -> Vec<u8> {
+    let path = path(name);
+    if !path.exists() && std::env::var_os("UPDATE_GOLDEN").is_some() {
+        fs::write(&path, bytes).expect("the folder of golden files can be written");
+    }
+    fs::read(&path).unwrap_or_else(|error| panic!("{name}: {error}; UPDATE_GOLDEN=1 writes it"))
+}
+
+fn check<T: Serialize + DeserializeOwned + PartialEq + Debug>(name: &str, kind: Kind, value: &T) {
+    let bytes = codec::encode(kind, value).expect("a small value");
+    let golden = golden(name, &bytes);
+    let decoded: T = codec::decode(kind, &golden).unwrap_or_else(|e| panic!("{name}: {e}"));
+    assert_eq!(decoded, *value, "{name}");
+    assert_eq!(bytes, golden, "{name} is written differently now: that needs a new schema");
+}
+
+fn job_spec() -> JobSpec {
+    JobSpec {
+        name: "llama-pretrain".into(),
+        tenant: "research".into(),
+        queue: "main".into(),
+        priority: 500,
+        workers: 2,
+        processes_per_worker: 8,
+        resources: Resources {
+            gpus: 8,
+            gpu_model: Some("H100".into()),
+            cpus: 96,
+            memory_mib: 1 << 20,
+        },
+        required: Some(Level::Block),
+        preferred: Some(Level::Nvlink),
+        command: vec!["python3".into(), "train.py".into()],
+        env: [("NCCL_DEBUG".into(), "INFO".into())].into(),
+        working_dir: "/srv/train".into(),
+        time_limit_ms: 3_600_000,
+        notice_ms: 120_000,
+        restarts: 3,
+        checkpoint_interval_ms: 600_000,
+    }
+}
+
+fn filler_spec() -> FillerSpec {
+    FillerSpec {
+        name: "chat".into(),
+        tenant: "serving".into(),
+        model: "smollm2-135m".into(),
+        resources: Resources { gpus: 1, gpu_model: None, cpus: 8, memory_mib: 65_536 },
+        min_instances: 1,
+        max_instances: 16,
+        value_micros: 2_500_000,
+        warm_up_ms: 30_000,
+        notice_ms: 10_000,
+        withdraw_ms: 4_000,
+        readiness: Some(Probe {
+            http_path: "/health".into(),
+            port: 8080,
+            period_ms: 500,
+            exec: vec!["true".into()],
+        }),
+        command: vec!["serve".into()],
+        env: [("PORT".into(), "8080".into())].into(),
+        working_dir: String::new(),
+    }
+}
+
+fn task_report(phase: TaskPhase) -> TaskReport {
+    TaskReport {
+        node: NodeId(2),
+        allocation: AllocationId(7),
+        rank: 1,
+        epoch: Epoch { incarnation: 1, index: 42 },
+        phase,
+        port: 8081,
+        message: "out of memory".into(),
+    }
+}
+
+fn node_report() -> NodeReport {
+    NodeReport {
+        node: NodeId(2),
+        boot_id: "4b1d".into(),
+        addr: "10.0.0.2".into(),
+        ports: vec![30_000, 30_001],
+        healthy: GpuMask(0xff),
+        simulated: true,
+        version: "0.1.0".into(),
+        tasks: vec![task_report(TaskPhase::Running)],
+    }
+}
+
+fn plan() -> Plan {
+    let place = Place { node: NodeId(2), gpus: GpuMask(0b1111) };
+    let why = String::from("the smallest block that fits");
+    let (job, filler) = (JobId(3), FillerId(1));
+    Plan {
+        based_on: 41,
+        decisions: vec![
+            Decision::Start { job, places: vec![place, place], why: why.clone() },
+            Decision::Hold { job, places: vec![place], victims: vec![AllocationId(7)], why },
+            Decision::StartInstance { filler, place },
+            Decision::Wait { job, reason: "no block has 16 free".into() },
+            Decision::Unfilled { filler, reason: String::new() },
+        ],
+    }
+}
+
+/// Every command by the name of its file. The match below makes a new variant a compile error.
+fn commands() -> Vec<(&'static str, Command)> {
+    let fabric = drawing::parse(
+        "pod p0\nblock a: n[1-2] x8\nblock b: n3 x4 H200\nnvlink nvl0: n[1-2]\nrack r1: n3\npower f: n1",
+    );
+    let reason = String::from("fan fails");
+    let node = NodeId(2);
+    let phases = [
+        TaskPhase::Bound,
+        TaskPhase::Running,
+        TaskPhase::Ready,
+        TaskPhase::Exited { code: -1 },
+        TaskPhase::Lost,
+    ];
+    let commands = vec![
+        Command::Tick,
+        Command::SetFabric(fabric.expect("a drawing")),
+        Command::SubmitJob(job_spec()),
+        Command::CancelJob(JobId(3)),
+        Command::RequeueJob(JobId(3)),
+        Command::DeployFiller(filler_spec()),
+        Command::DrainFiller(FillerId(1)),
+        Command::RemoveFiller(FillerId(1)),
+        Command::CordonNode { node, reason: reason.clone() },
+        Command::DrainNode { node, reason },
+        Command::UndrainNode(node),
+        Command::NodeUp(node_report()),
+        Command::NodeSilent(node),
+        Command::NodeLost(node),
+        Command::Report(phases.map(task_report).into()),
+        Command::CommitPlan(plan()),
+    ];
+    let name = |command: &Command| match command {
+        Command::Tick => "tick",
+        Command::SetFabric(_) => "set-fabric",
+        Command::SubmitJob(_) => "submit-job",
+        Command::CancelJob(_) => "cancel-job",
+        Command::RequeueJob(_) => "requeue-job",
+        Command::DeployFiller(_) => "deploy-filler",
+        Command::DrainFiller(_) => "drain-filler",
+        Command::RemoveFiller(_) => "remove-filler",
+        Command::CordonNode { .. } => "cordon-node",
+        Command::DrainNode { .. } => "drain-node",
+        Command::UndrainNode(_) => "undrain-node",
+        Command::NodeUp(_) => "node-up",
+        Command::NodeSilent(_) => "node-silent",
+        Command::NodeLost(_) => "node-lost",
+        Command::Report(_) => "report",
+        Command::CommitPlan(_) => "commit-plan",
+    };
+    commands.into_iter().map(|command| (name(&command), command)).collect()
+}
+
+fn entry(command: Command) -> Entry {
+    let request = Some(RequestId { client: "cli-7f3a".into(), seq: 9 });
+    Entry { at_ms: 1_795_000_000_000, principal: "operator".into(), request, command }
+}
+
+#[test]
+fn entries() {
+    for (name, command) in commands() {
+        check(&format!("entry-{name}.v1"), Kind::Entry, &entry(command));
+    }
+    let bare = Entry { request: None, ..entry(Command::Tick) };
+    check("entry-without-request.v1", Kind::Entry, &bare);
+}
+
+#[test]
+fn answers() {
+    type Answer = Result<Reply, Refusal>;
+    let refused = |code| Err(Refusal { code, message: "job 3 has ended".into() });
+    let answers: Vec<Answer> = vec![
+        Ok(Reply::Done),
+        Ok(Reply::Job(JobId(3))),
+        Ok(Reply::Filler(FillerId(1))),
+        Ok(Reply::Planned { accepted: 4, rejected: 1 }),
+        refused(Code::Invalid),
+        refused(Code::NotFound),
+        refused(Code::Conflict),
+        refused(Code::Exhausted),
+        refused(Code::Expired),
+    ];
+    check("answers.v1", Kind::Answer, &answers);
+}
+
+#[test]
+fn archive() {
+    let (_, outcomes) = story();
+    let records = outcomes.iter().flat_map(|outcome| &outcome.records);
+    let (jobs, events): (Vec<_>, Vec<_>) =
+        records.partition(|r| r.key == Cluster::job_key(JobId(1)));
+    let event = golden("archive-event.v1", &events[0].value);
+    assert_eq!(event, events[0].value);
+    let told: JobEvent = codec::decode(Kind::Archive, &event).unwrap();
+    let what = "submitted: 2 × 8 GPUs".to_owned();
+    assert_eq!(told, JobEvent { index: 4, at_ms: 1_795_000_000_004, what });
+    let ended = golden("archive-job.v1", &jobs[0].value);
+    assert_eq!(ended, jobs[0].value);
+    let job: Job = codec::decode(Kind::Archive, &ended).unwrap();
+    assert_eq!((job.id, &*job.spec, job.last_tasks.len()), (JobId(1), &job_spec(), 2));
+    check("archive-job.v1", Kind::Archive, &job);
+}
+
+#[test]
+fn snapshot() {
+    let (cluster, _) = story();
+    let bytes = golden("snapshot.v1", &cluster.to_snapshot().unwrap());
+    let restored = Cluster::from_snapshot(&bytes).unwrap();
+    assert_eq!(restored.state_hash(), cluster.state_hash());
+    assert_eq!(restored.to_snapshot().unwrap(), bytes);
+    assert_eq!(restored.verify(), []);
+}
+
+/// A gang that ran and ended, a hold with its victim, a request: a row of everything.
+fn story() -> (Cluster, Vec<Outcome>) {
+    let mut cluster = Cluster::new(1);
+    let mut outcomes = Vec::new();
+    let mut run = |command| {
+        let index = cluster.applied() + 1;
+        let at_ms = 1_795_000_000_000 + index;
+        let request = Some(RequestId { client: "cli-7f3a".into(), seq: index });
+        let entry = Entry { at_ms, principal: "operator".into(), request, command };
+        outcomes.push(cluster.apply(index, &entry));
+        let answer = outcomes.last().and_then(|outcome| outcome.answer.clone());
+        assert!(matches!(answer, Some(Ok(_))), "{answer:?}");
+        assert!(!matches!(answer, Some(Ok(Reply::Planned { rejected: 1.., .. }))), "{answer:?}");
+    };
+    run(Command::SetFabric(drawing::parse("block a: n[1-2] x8 + n3 x8 H200").expect("a drawing")));
+    for node in [NodeId(1), NodeId(2)] {
+        run(Command::NodeUp(NodeReport { node, tasks: vec![], ..node_report() }));
+    }
+    run(Command::SubmitJob(job_spec()));
+    run(Command::SubmitJob(JobSpec { resources: Resources::default(), ..job_spec() }.with_gpus(1)));
+    run(Command::DeployFiller(filler_spec()));
+    let place = |node, gpus| Place { node: NodeId(node), gpus: GpuMask(gpus) };
+    let decide = |decision| Command::CommitPlan(Plan { based_on: 6, decisions: vec![decision] });
+    let (why, job) = (String::from("fits"), JobId(1));
+    run(decide(Decision::Start { job, places: vec![place(1, 0xff), place(2, 0xff)], why }));
+    let end = |rank: u32| TaskReport {
+        node: NodeId(rank + 1),
+        allocation: AllocationId(1),
+        rank,
+        epoch: Epoch { incarnation: 1, index: 7 },
+        ..task_report(TaskPhase::Exited { code: 0 })
+    };
+    run(Command::Report(vec![end(0), end(1)]));
+    run(decide(Decision::StartInstance { filler: FillerId(1), place: place(1, 1) }));
+    let (why, job) = (String::from("fits"), JobId(2));
+    let (places, victims) = (vec![place(1, 1), place(1, 2)], vec![AllocationId(2)]);
+    run(decide(Decision::Hold { job, places, victims, why }));
+    (cluster, outcomes)
+}
+
+trait WithGpus {
+    fn with_gpus(self, gpus: u32) -> Self;
+}
+
+impl WithGpus for JobSpec {
+    fn with_gpus(mut self, gpus: u32) -> Self {
+        self.resources.gpus = gpus;
+        self
+    }
+}
+
+#[test]
+fn what_is_no_record_is_refused() {
+    let tick = entry(Command::Tick);
+    let bytes = codec::encode(Kind::Entry, &tick).unwrap();
+    let read = |bytes: &[u8]| codec::decode::<Entry>(Kind::Entry, bytes).unwrap_err();
+    let changed = |at: usize, byte| {
+        let mut bytes = bytes.clone();
+        bytes[at] = byte;
+        bytes
+    };
+    assert_eq!(read(&[]), CodecError::NotARecord(0));
+    assert_eq!(read(&bytes[..3]), CodecError::NotARecord(3));
+    assert_eq!(read(&changed(0, b'X')), CodecError::NotARecord(bytes.len()));
+    assert_eq!(read(&changed(3, 1)), CodecError::NotARecord(bytes.len()), "reserved");
+    assert_eq!(read(&changed(1, 4)), CodecError::Kind { found: 4, expected: 1 });
+    let newer = read(&changed(2, 2));
+    assert_eq!(newer, CodecError::Newer { kind: 1, found: 2, newest: 1 });
+    assert_eq!(newer.to_string(), "schema 2 of record kind 1 is newer than this build reads (1)");
+    let longer = [&bytes[..], &[0]].concat();
+    assert!(matches!(read(&longer), CodecError::Body(_)), "a trailing byte");
+    for length in 4..bytes.len() {
+        assert!(matches!(read(&bytes[..length]), CodecError::Body(_)), "cut at {length}");
+    }
+}
+
+/// The first length in an entry is the principal's: 2^42 bytes would abort if it were believed.
+#[test]
+fn a_huge_length_is_refused_before_it_is_allocated() {
+    let mut bytes = codec::encode(Kind::Entry, &entry(Command::Tick)).unwrap();
+    for length in [1u64 << 42, u64::MAX, 15 << 20] {
+        bytes[12..20].copy_from_slice(&length.to_le_bytes());
+        let error = codec::decode::<Entry>(Kind::Entry, &bytes).unwrap_err();
+        assert!(matches!(error, CodecError::Body(_)), "{length}: {error}");
+    }
+    // A list of 2^42 rows in a snapshot, whose limit is gigabytes.
+    let list = [&[0x52, 3, 1, 0][..], &(1u64 << 42).to_le_bytes(), &[0; 64]].concat();
+    assert!(matches!(
+        codec::decode::<Vec<[u64; 4]>>(Kind::Snapshot, &list),
+        Err(CodecError::Body(_))
+    ));
+    assert!(matches!(
+        codec::decode::<Vec<String>>(Kind::Snapshot, &list),
+        Err(CodecError::Body(_))
+    ));
+}
+
+/// Whatever can be written can be read back: the limit holds for both alike.
+#[test]
+fn the_limit_is_the_same_both_ways() {
+    let of_size =
+        |principal: usize| Entry { principal: "x".repeat(principal), ..entry(Command::Tick) };
+    let overhead = codec::encode(Kind::Entry, &of_size(0)).unwrap().len();
+    let largest = of_size(Kind::Entry.limit_bytes() - overhead);
+    let bytes = codec::encode(Kind::Entry, &largest).unwrap();
+    assert_eq!(bytes.len(), Kind::Entry.limit_bytes());
+    assert_eq!(codec::decode::<Entry>(Kind::Entry, &bytes).unwrap(), largest);
+    assert!(codec::encode(Kind::Entry, &of_size(largest.principal.len() + 1)).is_err());
+    let longer = [&bytes[..], &[0]].concat();
+    let error = codec::decode::<Entry>(Kind::Entry, &longer).unwrap_err();
+    assert_eq!(error, CodecError::TooLarge(longer.len()));
+}
+
+#[test]
+fn a_snapshot_of_another_state_is_refused() {
+    let (cluster, _) = story();
+    let mut bytes = cluster.to_snapshot().unwrap();
+    bytes[4] ^= 1; // of the state hash, which comes first
+    let error = Cluster::from_snapshot(&bytes).unwrap_err().to_string();
+    assert!(error.starts_with("the snapshot restores to state hash"), "{error}");
+    bytes[4] ^= 1;
+    bytes.pop();
+    assert!(Cluster::from_snapshot(&bytes).is_err());
+}
