@@ -16,7 +16,7 @@ use nix::{
     unistd::Pid,
 };
 
-use crate::spec::{self, ProcessId, Status};
+use crate::spec::{self, ProcessId, Spec, Status};
 
 /// What /proc/PID/stat says of a process.
 #[derive(Debug, Clone, Copy)]
@@ -133,8 +133,9 @@ fn pids() -> impl Iterator<Item = i32> {
 }
 
 /// Kills every shim and task of the agent folder `dir` at once, without notice,
-/// as a power cut would: for demos and tests that lose a node. Returns how many
-/// processes it killed. The agent itself is the caller's to kill first.
+/// as a power cut would: for demos and tests that lose a node. Returns, once
+/// they are gone, how many processes it killed. The agent itself is the
+/// caller's to kill first.
 pub fn power_off(dir: &Path) -> usize {
     let tasks = fs::canonicalize(dir).unwrap_or_else(|_| dir.to_path_buf()).join("tasks");
     let mut killed = 0;
@@ -152,9 +153,24 @@ pub fn power_off(dir: &Path) -> usize {
             killed += 1;
         }
     }
-    for pid in marked(&tasks, true) {
-        kill_now(pid);
-        killed += 1;
+    for _ in 0..200 {
+        let left = marked(&tasks, true);
+        if left.is_empty() {
+            break;
+        }
+        killed += left.len();
+        left.into_iter().for_each(kill_now);
+        std::thread::sleep(Duration::from_millis(5));
     }
+    folders.iter().for_each(|folder| remove_cgroup(folder));
     killed
+}
+
+/// The cgroup that a dead shim left, and the agent's own where it was the last.
+pub(crate) fn remove_cgroup(task_dir: &Path) {
+    let spec = spec::read::<Spec>(&task_dir.join(spec::SPEC_FILE)).ok();
+    if let Some(cgroup) = spec.and_then(|spec| spec.cgroup) {
+        let _ = fs::remove_dir(&cgroup);
+        let _ = cgroup.parent().map(fs::remove_dir);
+    }
 }

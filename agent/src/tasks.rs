@@ -170,6 +170,7 @@ fn bury(dir: &Path) -> Phase {
     while !process::kill_orphans(dir, ORPHAN_LIMIT) {
         tracing::warn!(task = %dir.display(), "processes survive SIGKILL; their GPUs stay used");
     }
+    process::remove_cgroup(dir);
     let message = "its shim died".to_string();
     record_exit(dir, KILLED, &message);
     Phase::Exited { code: KILLED, message }

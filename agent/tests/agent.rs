@@ -115,7 +115,8 @@ impl Leader {
             Said::Heartbeat(beat) if self.lease => {
                 self.say(Kind::HeartbeatAck(v1::HeartbeatAck { seq: beat.seq, term: 1 })).await;
             }
-            Said::Heartbeat(_) => {}
+            // Alive, but not confirmed as the leader.
+            Said::Heartbeat(_) => self.say(Kind::ReportAck(v1::ReportAck { seq: 0 })).await,
             Said::Report(report) => {
                 self.reports.extend(report.tasks);
                 self.say(Kind::ReportAck(v1::ReportAck { seq: report.seq })).await;

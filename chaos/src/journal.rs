@@ -40,11 +40,15 @@ impl Journal {
         for gpu in gpus.iter() {
             let at = (machine, gpu);
             if let Some(other) = self.living.insert(at, key) {
-                wrong = Some(format!("two owners at once: GPU {gpu} of machine {machine} has {other:?} and {key:?}"));
+                wrong = Some(format!(
+                    "two owners at once: GPU {gpu} of machine {machine} has {other:?} and {key:?}"
+                ));
             }
             let last = self.last_epoch.entry(at).or_default();
             if key.epoch < *last {
-                wrong = Some(format!("an epoch fell: GPU {gpu} of machine {machine} had {last:?}, now {key:?}"));
+                wrong = Some(format!(
+                    "an epoch fell: GPU {gpu} of machine {machine} had {last:?}, now {key:?}"
+                ));
             }
             *last = key.epoch;
         }
@@ -53,7 +57,10 @@ impl Journal {
             if known.living == 0 {
                 known.number = attempt;
             } else if known.number != attempt {
-                wrong = Some(format!("two attempts at once: job {job} runs {} and {attempt}", known.number));
+                wrong = Some(format!(
+                    "two attempts at once: job {job} runs {} and {attempt}",
+                    known.number
+                ));
             }
             known.living += 1;
         }

@@ -11,6 +11,7 @@ use rowen_state::{AllocationId, Epoch, GpuMask, NodeId, Owner, TaskPhase, TaskRe
 
 use crate::{
     context::Context,
+    leader::LEASE_RAN_OUT,
     message::{DesiredTask, Event, MachineAt, ToAgent, ToLeader},
     setup::{Life, Timing},
 };
@@ -334,7 +335,7 @@ impl Machine {
             return self.exit(key, code, context);
         }
         if local_ms >= lease_ms {
-            let reason = "the node lease ran out".to_owned();
+            let reason = LEASE_RAN_OUT.to_owned();
             let kill_at_ms = lease_ms + shim.notice_ms;
             order(shim, StopAt { term_at_ms: lease_ms, kill_at_ms, reason });
         }
@@ -379,7 +380,8 @@ impl Machine {
         if started {
             context.journal.end(self.at, shim.gpus, key, shim.owner, done);
         }
-        context.note(format_args!("m{} ended {} rank {}: {code}", self.at, key.allocation, key.rank));
+        context
+            .note(format_args!("m{} ended {} rank {}: {code}", self.at, key.allocation, key.rank));
         self.tell_agent(key, context);
     }
 

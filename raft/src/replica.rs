@@ -231,6 +231,10 @@ impl Replica {
         Replica { inner: Arc::new(inner) }
     }
 
+    pub(crate) fn raft(&self) -> &Raft<TypeConfig, Applier> {
+        &self.inner.raft
+    }
+
     /// Who this is.
     pub fn id(&self) -> ReplicaId {
         self.inner.id
@@ -378,7 +382,7 @@ impl Replica {
     }
 
     /// The first cause; openraft's own error is often only its consequence.
-    fn why_stopped(&self, fatal: &Fatal<TypeConfig>) -> String {
+    pub(crate) fn why_stopped(&self, fatal: &Fatal<TypeConfig>) -> String {
         let failed = self.inner.wal.failed().borrow().clone();
         failed.or_else(|| self.inner.stopped.get().cloned()).unwrap_or_else(|| fatal.to_string())
     }
@@ -406,11 +410,11 @@ fn wal_options(config: &ReplicaConfig) -> WalOptions {
     }
 }
 
-fn member(id: u64, node: &BasicNode) -> Member {
+pub(crate) fn member(id: u64, node: &BasicNode) -> Member {
     Member { id: ReplicaId(id), addr: node.addr.clone() }
 }
 
-fn leader_of(to: ForwardToLeader<TypeConfig>) -> Option<Member> {
+pub(crate) fn leader_of(to: ForwardToLeader<TypeConfig>) -> Option<Member> {
     Some(member(to.leader_id?, &to.leader_node?))
 }
 

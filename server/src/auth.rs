@@ -43,7 +43,11 @@ impl Principal {
 /// Service and RPC, and the role it needs.
 const RULES: &[(&str, &str, Role)] = &[
     ("rowen.v1.AgentService", "Attach", Role::Agent),
+    ("rowen.v1.ClusterService", "AdmitReplica", Role::Operator),
+    ("rowen.v1.ClusterService", "Backup", Role::Operator),
     ("rowen.v1.ClusterService", "GetStatus", Role::Operator),
+    ("rowen.v1.ClusterService", "RemoveReplica", Role::Operator),
+    ("rowen.v1.ClusterService", "TransferLeadership", Role::Operator),
     ("rowen.v1.ClusterService", "WatchOccupancy", Role::Operator),
     ("rowen.v1.FabricService", "GetFabric", Role::Operator),
     ("rowen.v1.FabricService", "SetFabric", Role::Operator),
@@ -63,9 +67,12 @@ const RULES: &[(&str, &str, Role)] = &[
     ("rowen.v1.JobService", "WhyJob", Role::Operator),
     ("rowen.v1.NodeService", "CordonNode", Role::Operator),
     ("rowen.v1.NodeService", "DrainNode", Role::Operator),
+    ("rowen.v1.NodeService", "ForgetNode", Role::Operator),
     ("rowen.v1.NodeService", "GetNode", Role::Operator),
     ("rowen.v1.NodeService", "ListNodes", Role::Operator),
     ("rowen.v1.NodeService", "UndrainNode", Role::Operator),
+    ("rowen.v1.ReplicaService", "GetCheckpoint", Role::Replica),
+    ("rowen.v1.ReplicaService", "Quarantine", Role::Replica),
 ];
 
 /// The consensus's own transport, one row for all its RPCs.

@@ -15,11 +15,13 @@ use tokio::{
 
 use crate::{
     auth::Principal,
+    checkpoints,
     clock::boot_ms,
     convert,
     core::Core,
     liveness::Watch,
     machine::Pending,
+    members,
     server::{Done, Server},
 };
 
@@ -32,6 +34,9 @@ pub(crate) struct Renewal {
 
 /// Renewals that may wait; agents beyond it wait at the channel.
 pub(crate) const RENEWALS: usize = 4_096;
+
+/// How often the group and the hashes are looked at.
+const TEND_PERIOD: Duration = Duration::from_millis(500);
 
 /// Runs as long as the replica does, now leading, now not.
 pub(crate) async fn run(server: Arc<Server>, mut renewals: mpsc::Receiver<Renewal>) {
@@ -58,6 +63,11 @@ struct Term {
     number: u64,
     watch: Watch,
     planning: Option<JoinHandle<()>>,
+    /// The group is brought in line and hashes are compared, one such round at a time.
+    tending: Option<JoinHandle<bool>>,
+    tended: Instant,
+    /// False while no majority agrees on the state.
+    sound: bool,
     replan: bool,
     last_change: Instant,
 }
@@ -69,7 +79,18 @@ impl Term {
         let view = server.view();
         server.clock.rebase(view.now_ms());
         let watch = Watch::new(server.timing().margins(), &view, boot_ms());
-        Term { server, number, watch, planning: None, replan: true, last_change: Instant::now() }
+        let now = Instant::now();
+        Term {
+            server,
+            number,
+            watch,
+            planning: None,
+            tending: None,
+            tended: now,
+            sound: true,
+            replan: true,
+            last_change: now,
+        }
     }
 
     async fn run(mut self, leadership: &mut Leadership, renewals: &mut mpsc::Receiver<Renewal>) {
@@ -84,6 +105,10 @@ impl Term {
                 changed = leadership.changed() => if changed.is_err() { return },
                 pending = work.take() => self.changed(pending),
                 _ = finished(&mut self.planning), if self.planning.is_some() => self.planning = None,
+                sound = tended(&mut self.tending), if self.tending.is_some() => {
+                    self.tending = None;
+                    self.sound = sound;
+                }
                 count = renewals.recv_many(&mut batch, RENEWALS) => {
                     if count == 0 { return }
                     self.renew(std::mem::take(&mut batch)).await;
@@ -105,7 +130,7 @@ impl Term {
 
     /// One plan is in flight at a time; it is made on its own thread.
     fn plan(&mut self) {
-        if self.planning.is_some() || !std::mem::take(&mut self.replan) {
+        if self.planning.is_some() || !self.sound || !std::mem::take(&mut self.replan) {
             return;
         }
         let server = self.server.clone();
@@ -150,6 +175,14 @@ impl Term {
             self.last_change = Instant::now();
             due.push(Command::Tick);
         }
+        if self.tending.is_none() && self.tended.elapsed() >= TEND_PERIOD {
+            self.tended = Instant::now();
+            let server = self.server.clone();
+            self.tending = Some(tokio::spawn(async move {
+                members::step(&server).await;
+                checkpoints::compare(&server).await
+            }));
+        }
         for command in due {
             let server = self.server.clone();
             tokio::spawn(async move {
@@ -159,6 +192,13 @@ impl Term {
                 }
             });
         }
+    }
+}
+
+async fn tended(tending: &mut Option<JoinHandle<bool>>) -> bool {
+    match tending {
+        Some(task) => task.await.unwrap_or(true),
+        None => true,
     }
 }
 

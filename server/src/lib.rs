@@ -6,6 +6,8 @@
 
 mod agents;
 mod auth;
+pub mod backup;
+mod checkpoints;
 mod clock;
 mod config;
 pub mod convert;
@@ -13,6 +15,7 @@ mod core;
 mod leader;
 mod liveness;
 mod machine;
+mod members;
 mod serve;
 mod server;
 mod services;

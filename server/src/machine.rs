@@ -10,7 +10,7 @@ use rowen_state::{
 };
 use tokio::sync::{Notify, watch};
 
-use crate::core::Core;
+use crate::{checkpoints::Checkpoints, core::Core};
 
 /// What the shell sees of the state.
 #[derive(Clone, Debug)]
@@ -19,6 +19,8 @@ pub(crate) struct Feed {
     pub(crate) views: watch::Receiver<Arc<Cluster>>,
     /// Work for the leader's loop; a replica that does not lead clears it.
     pub(crate) work: Arc<Work>,
+    /// State hashes for comparison with the other replicas'.
+    pub(crate) checkpoints: Arc<Checkpoints>,
 }
 
 /// Effects and planning wishes since the leader's loop last looked.
@@ -73,6 +75,7 @@ pub(crate) struct Machine {
     core: Core,
     views: watch::Sender<Arc<Cluster>>,
     work: Arc<Work>,
+    checkpoints: Arc<Checkpoints>,
 }
 
 impl Machine {
@@ -80,7 +83,10 @@ impl Machine {
         let core = Core::default();
         let (sender, views) = watch::channel(Arc::new(core.cluster().clone()));
         let work = Arc::new(Work::default());
-        (Machine { core, views: sender, work: work.clone() }, Feed { views, work })
+        let checkpoints = Arc::new(Checkpoints::default());
+        let machine =
+            Machine { core, views: sender, work: work.clone(), checkpoints: checkpoints.clone() };
+        (machine, Feed { views, work, checkpoints })
     }
 
     fn publish(&self) {
@@ -96,6 +102,7 @@ impl StateMachine for Machine {
             tracing::error!(index, %error, "this build cannot read a committed entry; the replica stops");
             panic!("entry {index}: {error}");
         });
+        self.checkpoints.note(index, || self.core.cluster().state_hash());
         self.work.add(step.effects, step.replan);
         let records = step.records.into_iter();
         Applied {

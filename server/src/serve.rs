@@ -4,7 +4,10 @@ use std::{sync::Arc, time::Duration};
 
 use anyhow::{Context, bail};
 use rowen_raft::{Member, Replica, ReplicaConfig, ReplicaId};
-use tokio::{net::TcpListener, sync::mpsc};
+use tokio::{
+    net::TcpListener,
+    sync::{mpsc, watch},
+};
 use tokio_stream::wrappers::TcpListenerStream;
 
 use crate::{
@@ -25,7 +28,10 @@ pub async fn serve(
     let (replica, feed) = open(&config).await?;
     let (renewals, received) = mpsc::channel(leader::RENEWALS);
     let mut failed = replica.failed();
+    let (stop_sender, mut stopped) = watch::channel(None);
     let server = Arc::new(Server {
+        checkpoints: feed.checkpoints.clone(),
+        stopped: stop_sender,
         config,
         replica: replica.clone(),
         feed,
@@ -41,10 +47,10 @@ pub async fn serve(
         .http2_keepalive_timeout(Some(Duration::from_secs(10)))
         .add_service(replica.service());
     let router = services::add(router, &server, renewals);
-    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let (close, closed) = tokio::sync::oneshot::channel::<()>();
     let incoming = TcpListenerStream::new(listener);
     let serving = router.serve_with_incoming_shutdown(incoming, async {
-        let _ = stopped.await;
+        let _ = closed.await;
     });
     tokio::pin!(serving);
     tracing::info!(listen = %server.config.listen, replica = server.config.replica, "serving");
@@ -53,10 +59,11 @@ pub async fn serve(
         result = &mut serving => result.context("the gRPC server stopped"),
         () = shutdown => Ok(()),
         why = failure(&mut failed) => Err(anyhow::anyhow!("the replica stopped itself: {why}")),
+        why = failure(&mut stopped) => Err(anyhow::anyhow!("the replica stopped itself: {why}")),
     };
     // Streams of agents and watchers end with their sessions; nobody is waited for long.
     server.sessions.detach_all();
-    let _ = stop.send(());
+    let _ = close.send(());
     let _ = tokio::time::timeout(Duration::from_millis(500), &mut serving).await;
     leading.abort();
     replica.shutdown().await;
@@ -81,7 +88,7 @@ async fn open(config: &Config) -> anyhow::Result<(Replica, crate::machine::Feed)
     Ok((replica, feed))
 }
 
-async fn failure(failed: &mut tokio::sync::watch::Receiver<Option<String>>) -> String {
+async fn failure(failed: &mut watch::Receiver<Option<String>>) -> String {
     loop {
         if let Some(why) = failed.borrow_and_update().clone() {
             return why;

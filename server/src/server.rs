@@ -7,11 +7,13 @@ use rowen_state::{
     Cluster, Code, Command, Entry, Reply, RequestId,
     codec::{self, Kind},
 };
+use tokio::sync::watch;
 use tonic::{Status, metadata::MetadataValue};
 
 use crate::{
     agents::Sessions,
     auth::Principal,
+    checkpoints::Checkpoints,
     clock::Clock,
     config::{Config, Timing},
     core::Answer,
@@ -28,6 +30,9 @@ pub(crate) struct Server {
     pub(crate) feed: Feed,
     pub(crate) clock: Clock,
     pub(crate) sessions: Sessions,
+    pub(crate) checkpoints: Arc<Checkpoints>,
+    /// Why this replica must stop serving.
+    pub(crate) stopped: watch::Sender<Option<String>>,
 }
 
 /// A command that was carried out.
@@ -73,6 +78,12 @@ impl Server {
     pub(crate) async fn read(&self) -> Result<Arc<Cluster>, Status> {
         self.replica.read_index().await.map_err(|error| propose_status(&error))?;
         Ok(self.feed.views.borrow().clone())
+    }
+
+    /// Makes this replica stop serving; the process ends with `why`.
+    pub(crate) fn stop(&self, why: String) {
+        tracing::error!(why, "this replica stops");
+        self.stopped.send_replace(Some(why));
     }
 
     /// The state as this replica last saw it.

@@ -6,6 +6,7 @@ mod fabric;
 mod filler;
 mod job;
 mod node;
+mod replica;
 
 use std::sync::Arc;
 
@@ -31,6 +32,7 @@ pub(crate) fn add(
         agent_service_server::AgentServiceServer, cluster_service_server::ClusterServiceServer,
         fabric_service_server::FabricServiceServer, filler_service_server::FillerServiceServer,
         job_service_server::JobServiceServer, node_service_server::NodeServiceServer,
+        replica_service_server::ReplicaServiceServer,
     };
     let fabric = FabricServiceServer::new(fabric::FabricApi(server.clone()))
         .max_decoding_message_size(FABRIC_BYTES)
@@ -42,6 +44,7 @@ pub(crate) fn add(
         .add_service(FillerServiceServer::new(filler::FillerApi(server.clone())))
         .add_service(JobServiceServer::new(job::JobApi(server.clone())))
         .add_service(NodeServiceServer::new(node::NodeApi(server.clone())))
+        .add_service(ReplicaServiceServer::new(replica::ReplicaApi(server.clone())))
 }
 
 /// A field that cannot be accepted, for the caller.

@@ -93,7 +93,8 @@ mod tests {
 
     #[test]
     fn columns_are_found_by_name_and_jobs_sorted() {
-        let text = "vc,num_gpu,job_id,duration,submission_time\nx,8,late,2.5,60\ny,1,early,1,0.25\n";
+        let text =
+            "vc,num_gpu,job_id,duration,submission_time\nx,8,late,2.5,60\ny,1,early,1,0.25\n";
         let jobs = read_jobs(text).unwrap();
         let seen: Vec<_> =
             jobs.iter().map(|j| (j.id.as_str(), j.submitted_ms, j.duration_ms, j.gpus)).collect();

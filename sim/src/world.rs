@@ -200,7 +200,8 @@ impl World {
     fn plan(&mut self) {
         self.planning = false;
         let Some(command) = Core::plan(self.cluster()) else { return };
-        let full = matches!(&command, Command::CommitPlan(plan) if plan.decisions.len() >= MAX_DECISIONS);
+        let full =
+            matches!(&command, Command::CommitPlan(plan) if plan.decisions.len() >= MAX_DECISIONS);
         self.apply("planner", command);
         if full {
             self.wake_planner();

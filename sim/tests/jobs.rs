@@ -72,7 +72,8 @@ fn a_gang_waits_for_fillers_exactly_as_long_as_their_notice() {
 fn fillers_do_not_make_gangs_wait_longer_than_their_notice() {
     let csv = busy_trace(150);
     let without = play(&csv, &Options { pace: paced(7), ..Options::new(4, 8).unwrap() });
-    let with = Options { filler: Some(filler(10_000)), pace: paced(7), ..Options::new(4, 8).unwrap() };
+    let with =
+        Options { filler: Some(filler(10_000)), pace: paced(7), ..Options::new(4, 8).unwrap() };
     let with = play(&csv, &with);
     assert_eq!(without.value("jobs"), Some(150.0));
     assert_eq!(with.value("jobs"), Some(150.0));

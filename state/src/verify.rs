@@ -218,6 +218,11 @@ impl Cluster {
                 self.allocations.iter().next_back().map(|(id, _)| id.0),
             ),
             (
+                "replica",
+                self.meta.last_replica,
+                self.replicas.iter().next_back().map(|(id, _)| id.0),
+            ),
+            (
                 "node",
                 self.meta.last_node.into(),
                 self.nodes.iter().next_back().map(|(id, _)| id.0.into()),

@@ -9,6 +9,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use nix::unistd::{AccessFlags, access};
+
 use crate::spec::Spec;
 
 /// Microseconds of one accounting period of `cpu.max`.
@@ -27,6 +29,9 @@ impl Cgroup {
     pub(super) fn enter(path: &Path, spec: &Spec) -> Option<Self> {
         let home = own()?;
         fs::create_dir_all(path).ok()?;
+        if let Some(parent) = path.parent() {
+            let _ = enable(parent);
+        }
         if spec.cpus > 0 {
             let quota_us = u64::from(spec.cpus) * CPU_PERIOD_US;
             let _ = fs::write(path.join("cpu.max"), format!("{quota_us} {CPU_PERIOD_US}"));
@@ -83,14 +88,14 @@ pub(crate) fn task_parent(dir: &Path) -> Option<PathBuf> {
         _ => home,
     };
     let parent = home.join(format!("rowen-tasks-{:x}-{:x}", folder.dev(), folder.ino()));
-    fs::create_dir_all(&parent).ok()?;
+    // Made by the first task: an agent without tasks leaves nothing behind.
+    access(&home, AccessFlags::W_OK).ok()?;
     if enable(&home).is_err_and(|error| error.kind() == io::ErrorKind::ResourceBusy) {
         let leaf = home.join("rowen-agent");
         let _ = fs::create_dir_all(&leaf)
             .and_then(|()| fs::write(leaf.join("cgroup.procs"), "0"))
             .and_then(|()| enable(&home));
     }
-    let _ = enable(&parent);
     Some(parent)
 }
 

@@ -34,17 +34,23 @@ impl LogFile {
     /// Errors are dropped: a full disk must not end the task.
     pub(super) fn append(&mut self, data: &[u8]) {
         self.written += data.len() as u64;
-        let full = self.bytes + data.len() as u64 > self.max_bytes;
-        if !full {
-            return self.write(data);
-        }
-        // Lines stay whole: the last line end is the seam.
-        let seam = data.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
-        self.write(&data[..seam]);
-        if self.bytes >= self.max_bytes || seam > 0 {
+        let mut rest = data;
+        while self.bytes + rest.len() as u64 > self.max_bytes {
+            // Lines stay whole: the seam is the last line end that still fits,
+            // or the first after that.
+            let room = usize::try_from(self.max_bytes.saturating_sub(self.bytes));
+            let (fits, over) = rest.split_at(room.unwrap_or(usize::MAX).min(rest.len()));
+            let line_end = |byte: &u8| *byte == b'\n';
+            let after = || over.iter().position(line_end).map(|at| fits.len() + at);
+            let Some(seam) = fits.iter().rposition(line_end).or_else(after) else { break };
+            self.write(&rest[..=seam]);
             self.rotate();
+            rest = &rest[seam + 1..];
         }
-        self.write(&data[seam..]);
+        self.write(rest);
+        if self.bytes > 2 * self.max_bytes {
+            self.rotate(); // No line end in all that: bounded all the same.
+        }
     }
 
     /// Bytes taken in so far.

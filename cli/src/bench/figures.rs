@@ -142,12 +142,16 @@ impl Report {
             table.add_row([figure.name.to_string(), figure.case.clone(), value, unit, beside, bar]);
         }
         let mut text = format!("{}\n", table);
-        for check in &self.checks {
-            let mark = if check.ok { "ok    " } else { "FAILED" };
-            text.push_str(&format!("\n{mark} {}: {}", check.name, check.detail));
+        // What held was told as it happened.
+        for check in self.checks.iter().filter(|check| !check.ok) {
+            text.push_str(&format!("\nFAILED {}: {}", check.name, check.detail));
+        }
+        let held = self.checks.iter().filter(|check| check.ok).count();
+        if !self.checks.is_empty() {
+            text.push_str(&format!("\n{held} of {} checks held", self.checks.len()));
         }
         if let Some(hash) = &self.state_hash {
-            text.push_str(&format!("\n\nstate hash {hash}"));
+            text.push_str(&format!("\nstate hash {hash}"));
         }
         text.push_str(&format!("\n{}, rowen {}", self.machine, self.version));
         text

@@ -17,6 +17,7 @@ use super::figures::{Check, Figure, Report, percentile};
 use crate::cluster::rpc::{Rpc, ended};
 use crate::cluster::{self, Cluster, Options, Timing, fabric};
 use crate::demo::boottime_ns;
+use crate::output::words::job_state;
 
 /// What DESIGN.md asks of the median, in milliseconds.
 const BAR_MS: f64 = 30.0;
@@ -134,7 +135,7 @@ impl Bench {
         let job = self.rpc.wait_job(id, Duration::from_secs(30), ended).await?;
         match job.state() {
             JobState::Completed => Ok(()),
-            state => bail!("job {id} is {}: {}", state.as_str_name(), job.reason),
+            state => bail!("job {id} is {}: {}", job_state(state), job.reason),
         }
     }
 

@@ -15,6 +15,8 @@ use rowen_api::v1::node_service_client::NodeServiceClient;
 use tonic::Status;
 use tonic::transport::{Channel, Endpoint};
 
+use crate::output::words::job_state;
+
 /// Connects when first used, and again after the control plane was restarted.
 pub(crate) struct Rpc {
     channel: Channel,
@@ -144,7 +146,7 @@ impl Rpc {
             Err(_) => match last {
                 Some(job) => bail!(
                     "job {id} is still {} after {} s: {}",
-                    job.state().as_str_name(),
+                    job_state(job.state()),
                     limit.as_secs(),
                     job.reason
                 ),

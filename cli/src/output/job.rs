@@ -223,10 +223,11 @@ impl JobView {
     }
 
     /// `node[1-8]`, or `(why it has none)`.
-    fn where_or_why(&self) -> String {
+    fn where_or_why(&self, wide: bool) -> String {
         let waits = self.state == "queued" || self.ended_unix_ms.is_some();
         match (&self.reason, self.nodes.is_empty() || waits) {
-            (Some(reason), true) => format!("({})", words::shortened(reason, 60)),
+            (Some(reason), true) if wide => format!("({reason})"),
+            (Some(reason), true) => format!("({})", words::shortened(reason, 72)),
             _ => words::host_list(self.nodes.iter().map(String::as_str)),
         }
     }
@@ -263,7 +264,7 @@ pub(crate) fn list(view: &JobListView, now_ms: u64, wide: bool, colour: bool) ->
             state(job.state),
             number(format!("{}×{}", spec.workers, spec.resources.gpus)),
             number(span(job.time_ms(now_ms))),
-            word(job.where_or_why()),
+            word(job.where_or_why(wide)),
         ];
         if wide {
             row.splice(3..3, [word(&spec.tenant), number(spec.priority)]);
@@ -326,9 +327,9 @@ fn state_line(job: &JobView, now_ms: u64, colour: bool) -> String {
     let time = span(job.time_ms(now_ms));
     match (job.state, job.exit_code, job.running_unix_ms) {
         ("failed", Some(code), Some(_)) if code != 0 => {
-            format!("{word} with exit code {code} after {time}")
+            format!("{word} with exit code {code}, ran {time}")
         }
-        (_, Some(_), Some(_)) => format!("{word} after {time}"),
+        (_, Some(_), Some(_)) => format!("{word}, ran {time}"),
         (_, Some(_), None) => format!("{word}, never ran"),
         _ => format!("{word} for {time}"),
     }

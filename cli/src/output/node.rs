@@ -87,6 +87,11 @@ impl NodeView {
         }
     }
 
+    fn busy(&self) -> usize {
+        let busy = |state: &str| matches!(state, "allocated" | "draining" | "held");
+        self.gpus.iter().filter(|gpu| busy(&gpu.state)).count()
+    }
+
     fn idle(&self) -> usize {
         self.gpus.iter().filter(|gpu| gpu.state == "idle").count()
     }
@@ -163,13 +168,13 @@ fn grouped(nodes: &[NodeView], colour: bool) -> String {
         }
     }
     let row = |(first, members): &(&NodeView, Vec<&NodeView>)| {
-        let gpus: usize = members.iter().map(|node| node.gpus.len()).sum();
+        let busy: usize = members.iter().map(|node| node.busy()).sum();
         let idle: usize = members.iter().map(|node| node.idle()).sum();
         vec![
             state(first.summary()),
             number(members.len()),
             number(format!("{}×{}", members.len(), first.gpus.len())),
-            number(gpus - idle),
+            number(busy),
             number(idle),
             word(&first.gpu_model),
             word(words::host_list(members.iter().map(|node| node.name.as_str()))),

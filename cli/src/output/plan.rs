@@ -1,11 +1,14 @@
 //! `plan` and `why` on the screen: what would happen, and why it does not.
 
+use std::collections::BTreeMap;
+
 use rowen_api::v1::{Owner, PlanJobResponse, WhyJobResponse};
 use serde::Serialize;
 
 use super::job::{JobSpecView, TaskView};
-use super::table::{Tint, columns, number, page, paragraphs, word};
+use super::table::{Tint, Value, columns, number, page, paragraphs, word};
 use super::words::{self, count, span};
+use crate::files::duration_text;
 
 /// `job plan -o json`.
 #[derive(Debug, Serialize)]
@@ -94,6 +97,30 @@ impl PlanView {
         self.fits_now || self.fits_by_eviction
     }
 
+    /// A row for each owner among the victims.
+    fn by_owner(&self) -> Vec<Vec<Value>> {
+        let mut owners: BTreeMap<(&str, u64), Vec<&VictimView>> = BTreeMap::new();
+        for victim in &self.victims {
+            owners.entry((victim.owner.kind, victim.owner.id)).or_default().push(victim);
+        }
+        let row = |victims: &Vec<&VictimView>| {
+            let owner = &victims[0].owner;
+            let gpus: usize = victims.iter().map(|victim| victim.gpus.len()).sum();
+            let notice = victims.iter().map(|victim| victim.notice_ms).max().unwrap_or(0);
+            vec![
+                word(match owner.kind {
+                    "filler" => format!("filler {}", owner.name),
+                    kind => format!("{kind} {} {}", owner.id, owner.name),
+                }),
+                number(victims.len()),
+                number(gpus),
+                number(duration_text(notice)),
+                word(words::host_list(victims.iter().map(|victim| victim.node.as_str()))),
+            ]
+        };
+        owners.values().map(row).collect()
+    }
+
     fn headline(&self, colour: bool) -> String {
         let gang = self.spec.gang();
         let place = self.span.as_ref().map(|span| format!(" in {span}")).unwrap_or_default();
@@ -104,7 +131,7 @@ impl PlanView {
         if self.fits_by_eviction {
             let gpus = self.victims.iter().map(|victim| victim.gpus.len() as u64).sum();
             let who = count(self.victims.len() as u64, "allocation");
-            let when = span(self.start_in_ms.unwrap_or(0));
+            let when = duration_text(self.start_in_ms.unwrap_or(0));
             let yes = Tint::Busy.paint("Fits by eviction", colour);
             return format!(
                 "{yes}{place}: {gang}.\nEvicts {who} ({}) and starts within {when}.",
@@ -117,8 +144,23 @@ impl PlanView {
     }
 }
 
-/// `job plan`.
-pub(crate) fn plan(view: &PlanView, colour: bool) -> String {
+/// `job plan`: who leaves, summed up by owner; wide: every worker and every allocation.
+pub(crate) fn plan(view: &PlanView, wide: bool, colour: bool) -> String {
+    let table = |header: &[&str], rows: Vec<Vec<Value>>| match rows.is_empty() {
+        true => String::new(),
+        false => columns(header, rows, colour),
+    };
+    if !wide {
+        let header = ["EVICTS", "ALLOCATIONS", "GPUS", "NOTICE", "NODES"];
+        let place = match view.tasks.is_empty() {
+            true => String::new(),
+            false => {
+                let nodes = view.tasks.iter().map(|task| task.node.as_str());
+                format!("It would run on {}.", words::host_list(nodes))
+            }
+        };
+        return paragraphs([view.headline(colour), place, table(&header, view.by_owner())]);
+    }
     let tasks = view
         .tasks
         .iter()
@@ -131,10 +173,6 @@ pub(crate) fn plan(view: &PlanView, colour: bool) -> String {
             number(span(victim.notice_ms)),
         ]
     });
-    let table = |header: &[&str], rows: Vec<_>| match rows.is_empty() {
-        true => String::new(),
-        false => columns(header, rows, colour),
-    };
     let tasks = table(&["RANK", "NODE", "GPUS"], tasks.collect());
     let victims = table(&["EVICTS", "NODE", "GPUS", "NOTICE"], victims.collect());
     paragraphs([view.headline(colour), tasks, victims])
@@ -196,8 +234,11 @@ impl WhyView {
 
 /// `job why`.
 pub(crate) fn why(view: &WhyView, now_ms: u64, colour: bool) -> String {
-    let state = Tint::of_state(view.state).paint(view.state, colour);
-    let title = format!("Job {} is {state}: {}", view.id, view.summary);
+    // The summary is a sentence of its own: `job 8 waits: …`.
+    let mut title = view.summary.clone();
+    if let Some(first) = title.get_mut(..1) {
+        first.make_ascii_uppercase();
+    }
     let queued = view.state == "queued";
     let estimate = match view.start_estimate_unix_ms {
         Some(at) if at <= now_ms => "any moment".to_owned(),
@@ -227,10 +268,10 @@ pub(crate) fn why(view: &WhyView, now_ms: u64, colour: bool) -> String {
             columns(&header, rows, colour)
         }
     };
-    paragraphs([page(&title, &pairs, false), levels])
+    paragraphs([page(&title, &pairs, colour), levels])
 }
 
-fn level_row(level: &LevelView) -> Vec<super::table::Value> {
+fn level_row(level: &LevelView) -> Vec<Value> {
     let lacks = match level.nearest_lacks_gpus {
         0 => "-".to_owned(),
         gpus => count(gpus.into(), "GPU"),

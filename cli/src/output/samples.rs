@@ -208,7 +208,7 @@ pub(crate) fn why() -> WhyJobResponse {
     WhyJobResponse {
         id: 8,
         state: JobState::Queued as i32,
-        summary: "no block has 8 free GPUs".into(),
+        summary: "job 8 waits: no block has 8 free GPUs".into(),
         binding_constraint: "topology.required = block".into(),
         queue_position: 1,
         queue_length: 3,
@@ -266,7 +266,12 @@ pub(crate) fn filler() -> Filler {
 pub(crate) fn status() -> ClusterStatus {
     ClusterStatus {
         replica: 1,
-        replicas: vec![ReplicaStatus { id: 1, addr: "127.0.0.1:7077".into(), leader: true }],
+        replicas: vec![ReplicaStatus {
+            id: 1,
+            addr: "127.0.0.1:7077".into(),
+            leader: true,
+            ..ReplicaStatus::default()
+        }],
         term: 3,
         applied: 42,
         now_ms: NOW_MS,

@@ -63,7 +63,8 @@ fn many_tasks_are_cut() {
 #[test]
 fn plans() {
     let view = PlanView::new(&samples::plan(), JobSpecView::new(&samples::job_spec()));
-    check("plan-evicts.txt", &plan::plan(&view, false));
+    check("plan-evicts.txt", &plan::plan(&view, false, false));
+    check("plan-evicts-wide.txt", &plan::plan(&view, true, false));
     check_json("plan-evicts.json", &view);
     let now = rowen_api::v1::PlanJobResponse {
         fits_now: true,
@@ -72,14 +73,14 @@ fn plans() {
         ..samples::plan()
     };
     let view = PlanView::new(&now, JobSpecView::new(&samples::job_spec()));
-    check("plan-now.txt", &plan::plan(&view, false));
+    check("plan-now.txt", &plan::plan(&view, false, false));
     let never = rowen_api::v1::PlanJobResponse {
         reason: "no block has 8 GPUs of model H100".into(),
         ..Default::default()
     };
     let view = PlanView::new(&never, JobSpecView::new(&samples::job_spec()));
     assert!(!view.fits());
-    check("plan-not.txt", &plan::plan(&view, false));
+    check("plan-not.txt", &plan::plan(&view, false, false));
 }
 
 #[test]

@@ -121,7 +121,7 @@ impl GpuTimeView {
     fn shares(&self) -> String {
         let total = self.total().max(1);
         let share = |(name, ms, _): (&str, u64, Style)| {
-            let permille = u128::from(ms) * 1_000 / u128::from(total);
+            let permille = (u128::from(ms) * 1_000 + u128::from(total) / 2) / u128::from(total);
             format!("{name} {}.{} %", permille / 10, permille % 10)
         };
         self.parts().map(share).join(", ")

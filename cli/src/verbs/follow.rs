@@ -12,6 +12,7 @@ use tonic::Streaming;
 
 use super::Session;
 use super::logs::{LogTail, Sink};
+use super::submit::UNDECIDED;
 use crate::client::{CallError, jobs, may_pass};
 use crate::exit::{DONE, Outcome, ROWEN_FAILED, WAIT_EXPIRED, code_of_job};
 use crate::output::job::JobView;
@@ -81,7 +82,7 @@ async fn watch(session: &mut Session, id: u64, logs: bool) -> anyhow::Result<Job
                 change = changes.message() => change,
                 more = next_lines(&mut tail) => {
                     if !more? {
-                        tail.as_mut().expect("lines came from it").close();
+                        reopen(session, &mut tail).await;
                     }
                     continue;
                 }
@@ -100,7 +101,7 @@ async fn watch(session: &mut Session, id: u64, logs: bool) -> anyhow::Result<Job
                 if logs && tail.is_none() && job.attempt > 0 && job.bound_ms > 0 {
                     turn_to_attempt(session, &job, &mut tail).await?;
                 }
-                drain(&mut tail).await?;
+                drain(session, &mut tail).await?;
                 return Ok(job);
             }
         }
@@ -126,7 +127,7 @@ async fn turn_to_attempt(
     if tail.as_ref().is_some_and(|tail| tail.attempt() == job.attempt) {
         return Ok(());
     }
-    drain(tail).await?;
+    drain(session, tail).await?;
     let workers = job.spec.as_ref().map_or(1, |spec| spec.workers);
     let sink = Sink::new(session.out, workers > 1);
     *tail = Some(LogTail::open(&mut session.client, job.id, job.attempt, sink).await?);
@@ -141,18 +142,37 @@ async fn next_lines(tail: &mut Option<LogTail>) -> anyhow::Result<bool> {
     }
 }
 
-async fn drain(tail: &mut Option<LogTail>) -> anyhow::Result<()> {
-    let Some(tail) = tail.as_mut().filter(|tail| tail.is_open()) else { return Ok(()) };
+/// A log that has ended is closed; one whose connection broke goes on, where that can be had.
+/// Losing it does not end the wait: the job matters more.
+async fn reopen(session: &mut Session, tail: &mut Option<LogTail>) {
+    let Some(open) = tail.as_mut() else { return };
+    if open.broke() {
+        match open.resume(&mut session.client).await {
+            Ok(_) => return,
+            Err(error) => note(&format!("the log broke off: {error}")),
+        }
+    }
+    open.close();
+}
+
+/// Reads an open log to its end.
+async fn drain(session: &mut Session, tail: &mut Option<LogTail>) -> anyhow::Result<()> {
     let rest = async {
-        while tail.next().await? {}
+        while let Some(open) = tail.as_mut().filter(|tail| tail.is_open()) {
+            if !open.next().await? {
+                reopen(session, tail).await;
+            }
+        }
         anyhow::Ok(())
     };
     match timeout(LAST_LINES, rest).await {
-        Ok(read) => read?,
-        Err(_) => note("some last lines did not arrive; `rowen logs` may have them"),
+        Ok(read) => read,
+        Err(_) => {
+            note("some last lines did not arrive; `rowen logs` may have them");
+            *tail = None;
+            Ok(())
+        }
     }
-    tail.close();
-    Ok(())
 }
 
 /// A line of progress where the state or its reason changed.
@@ -162,11 +182,15 @@ fn tell(session: &Session, job: &Job, told: &mut String) {
     }
     let state = words::job_state(job.state());
     let nodes = words::host_list(job.tasks.iter().map(|task| task.node.as_str()));
+    if job.state() == JobState::Queued && job.reason == UNDECIDED {
+        return;
+    }
     let detail = match job.state() {
         JobState::Running if !nodes.is_empty() => format!(" on {nodes}"),
         JobState::Starting => return,
         _ if job.reason.is_empty() => String::new(),
-        _ => format!(": {}", job.reason),
+        // Many reasons begin with the state's word themselves.
+        _ => format!(": {}", job.reason.trim_start_matches(&format!("{state}: "))),
     };
     let attempt =
         if job.attempt > 1 { format!(" (attempt {})", job.attempt) } else { String::new() };

@@ -65,28 +65,28 @@ pub(super) async fn why(session: &mut Session, args: JobIdArgs) -> Outcome {
 
 /// `job cancel`.
 pub(super) async fn cancel(session: &mut Session, args: JobIdsArgs) -> Outcome {
-    for id in &args.ids {
+    let cancel = async |session: &mut Session, id: &String| {
         let request = CancelJobRequest { request: session.client.request_id(), id: id.clone() };
         let send = |ch| {
             let request = request.clone();
             async move { jobs(ch).cancel_job(request).await }
         };
         let index = session.client.call(send).await?.index;
-        session.done(&ChangedView { job: id, index }, &format!("Cancelling job {id}."))?;
-    }
-    Ok(ExitCode::from(DONE))
+        session.done(&ChangedView { job: id, index }, &format!("Cancelling job {id}."))
+    };
+    session.each(&args.ids, cancel).await
 }
 
 /// `job requeue`.
 pub(super) async fn requeue(session: &mut Session, args: JobIdsArgs) -> Outcome {
-    for id in &args.ids {
+    let requeue = async |session: &mut Session, id: &String| {
         let request = RequeueJobRequest { request: session.client.request_id(), id: id.clone() };
         let send = |ch| {
             let request = request.clone();
             async move { jobs(ch).requeue_job(request).await }
         };
         let index = session.client.call(send).await?.index;
-        session.done(&ChangedView { job: id, index }, &format!("Requeueing job {id}."))?;
-    }
-    Ok(ExitCode::from(DONE))
+        session.done(&ChangedView { job: id, index }, &format!("Requeueing job {id}."))
+    };
+    session.each(&args.ids, requeue).await
 }

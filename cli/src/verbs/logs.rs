@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::{self, Write as _};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use rowen_api::v1::{GetJobRequest, LogLine, ReadLogsRequest};
 use serde::Serialize;
@@ -13,6 +14,9 @@ use crate::args::LogsArgs;
 use crate::client::{CallError, Client, jobs, may_pass};
 use crate::exit::{DONE, Outcome};
 use crate::output::Output;
+
+/// Before a broken log is opened again.
+const REOPEN_PAUSE: Duration = Duration::from_millis(200);
 
 /// `job logs`.
 pub(super) async fn logs(session: &mut Session, args: LogsArgs) -> Outcome {
@@ -139,7 +143,7 @@ impl LogTail {
         self.lines = None;
     }
 
-    fn broke(&self) -> bool {
+    pub(super) fn broke(&self) -> bool {
         self.broke
     }
 
@@ -167,10 +171,12 @@ impl LogTail {
 
     /// Opens a broken log again; `false` where a part of it was asked for, since it is then not
     /// known which lines come again.
-    async fn resume(&mut self, client: &mut Client) -> Result<bool, CallError> {
+    pub(super) async fn resume(&mut self, client: &mut Client) -> Result<bool, CallError> {
         if self.request.tail_lines > 0 {
             return Ok(false);
         }
+        // A log that breaks at once, again and again, must not spin.
+        tokio::time::sleep(REOPEN_PAUSE).await;
         self.lines = Some(stream(client, &self.request).await?);
         self.skip = self.printed.clone();
         self.broke = false;

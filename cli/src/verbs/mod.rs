@@ -146,6 +146,27 @@ impl Session {
         }
     }
 
+    /// Does `act` to each of `items`, whatever becomes of the others; the first refusal is the
+    /// error, the ones after it are only told.
+    async fn each<T>(
+        &mut self,
+        items: &[T],
+        mut act: impl AsyncFnMut(&mut Session, &T) -> anyhow::Result<()>,
+    ) -> Outcome {
+        let mut refused = None;
+        for item in items {
+            match act(self, item).await {
+                Ok(()) => {}
+                Err(error) if !matches!(error.downcast_ref(), Some(CallError::Refused { .. })) => {
+                    return Err(error);
+                }
+                Err(error) if refused.is_none() => refused = Some(error),
+                Err(error) => crate::output::note(&format!("error: {error}")),
+            }
+        }
+        refused.map_or(Ok(ExitCode::from(DONE)), Err)
+    }
+
     /// Says that something was done: a sentence for people, `{"done": …}` for programs.
     fn done(&self, view: &impl Serialize, sentence: &str) -> anyhow::Result<()> {
         self.out.emit(view, |_| sentence.to_owned())

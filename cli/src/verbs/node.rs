@@ -55,7 +55,7 @@ async fn show(session: &mut Session, name: String) -> Outcome {
 }
 
 async fn cordon(session: &mut Session, args: NodeReasonArgs) -> Outcome {
-    for name in names(&args.nodes)? {
+    let cordon = async |session: &mut Session, name: &String| {
         let request = CordonNodeRequest {
             request: session.client.request_id(),
             name: name.clone(),
@@ -67,13 +67,13 @@ async fn cordon(session: &mut Session, args: NodeReasonArgs) -> Outcome {
         };
         let index = session.client.call(send).await?.index;
         let text = format!("Cordoned {name}: nothing new is placed on it.");
-        session.done(&ChangedView { node: &name, index }, &text)?;
-    }
-    Ok(ExitCode::from(DONE))
+        session.done(&ChangedView { node: name, index }, &text)
+    };
+    session.each(&names(&args.nodes)?, cordon).await
 }
 
 async fn drain(session: &mut Session, args: NodeReasonArgs) -> Outcome {
-    for name in names(&args.nodes)? {
+    let drain = async |session: &mut Session, name: &String| {
         let request = DrainNodeRequest {
             request: session.client.request_id(),
             name: name.clone(),
@@ -85,13 +85,13 @@ async fn drain(session: &mut Session, args: NodeReasonArgs) -> Outcome {
         };
         let index = session.client.call(send).await?.index;
         let text = format!("Draining {name}: what runs there ends with its notice.");
-        session.done(&ChangedView { node: &name, index }, &text)?;
-    }
-    Ok(ExitCode::from(DONE))
+        session.done(&ChangedView { node: name, index }, &text)
+    };
+    session.each(&names(&args.nodes)?, drain).await
 }
 
 async fn undrain(session: &mut Session, args: NodeNamesArgs) -> Outcome {
-    for name in names(&args)? {
+    let undrain = async |session: &mut Session, name: &String| {
         let request =
             UndrainNodeRequest { request: session.client.request_id(), name: name.clone() };
         let send = |ch| {
@@ -100,9 +100,9 @@ async fn undrain(session: &mut Session, args: NodeNamesArgs) -> Outcome {
         };
         let index = session.client.call(send).await?.index;
         let text = format!("{name} is back in service.");
-        session.done(&ChangedView { node: &name, index }, &text)?;
-    }
-    Ok(ExitCode::from(DONE))
+        session.done(&ChangedView { node: name, index }, &text)
+    };
+    session.each(&names(&args)?, undrain).await
 }
 
 /// The names that the arguments stand for: `node[1-4]` is four of them.

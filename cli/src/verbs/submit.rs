@@ -22,7 +22,7 @@ use crate::output::{Output, line, note, words};
 /// or two; a cluster that is slower than this still has the job.
 const GLANCE: Duration = Duration::from_millis(50);
 /// The reason of a job that no plan has looked at yet.
-const UNDECIDED: &str = "waits for the next plan";
+pub(super) const UNDECIDED: &str = "waits for the next plan";
 
 /// `job submit`.
 pub(super) async fn submit(session: &mut Session, args: SubmitArgs) -> Outcome {
@@ -149,7 +149,8 @@ pub(super) async fn plan(session: &mut Session, args: PlanArgs) -> Outcome {
         async move { jobs(ch).plan_job(request).await }
     };
     let view = PlanView::new(&session.client.call(send).await?, view);
-    session.out.emit(&view, |view| plan::plan(view, session.out.colour))?;
+    let out = session.out;
+    out.emit(&view, |view| plan::plan(view, out.wide(), out.colour))?;
     Ok(ExitCode::from(if view.fits() { DONE } else { WAITS }))
 }
 

@@ -33,7 +33,7 @@ fn drawing(blocks: &Blocks) -> String {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(8000))]
+    #![proptest_config(ProptestConfig::with_cases(512))]
 
     #[test]
     fn plans_hold_in_random_worlds(
@@ -291,8 +291,11 @@ fn room_without(
         let resources = &cluster.allocations().get(owner).unwrap().resources;
         (cpus, memory_mib) = (cpus - resources.cpus, memory_mib - resources.memory_mib);
     }
-    let by_cpus = node.cpus.saturating_sub(cpus).checked_div(claim.cpus).unwrap_or(u32::MAX);
-    let by_memory = node.memory_mib.saturating_sub(memory_mib).checked_div(claim.memory_mib);
+    if cpus > node.cpus || memory_mib > node.memory_mib {
+        return 0; // a hold beside the fillers that drain for it
+    }
+    let by_cpus = (node.cpus - cpus).checked_div(claim.cpus).unwrap_or(u32::MAX);
+    let by_memory = (node.memory_mib - memory_mib).checked_div(claim.memory_mib);
     (gpus / claim.gpus).min(by_cpus).min(by_memory.unwrap_or(u64::MAX) as u32)
 }
 

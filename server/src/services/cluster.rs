@@ -4,12 +4,18 @@ use std::{pin::Pin, sync::Arc, time::Duration};
 
 use futures::Stream;
 use rowen_api::v1;
-use rowen_state::{Class, Cluster, JobState};
+use rowen_state::{Class, Cluster, Command, JobState, ReplicaId, Reply};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
-use crate::{convert, server::Server};
+use super::invalid;
+use crate::{
+    auth::principal,
+    backup::{self, BackupError},
+    convert, members,
+    server::{Done, Server},
+};
 
 pub(super) struct ClusterApi(pub(super) Arc<Server>);
 
@@ -51,11 +57,83 @@ impl v1::cluster_service_server::ClusterService for ClusterApi {
         });
         Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
     }
+
+    async fn admit_replica(
+        &self,
+        request: Request<v1::AdmitReplicaRequest>,
+    ) -> Result<Response<v1::AdmitReplicaResponse>, Status> {
+        let principal = principal(&request)?;
+        let v1::AdmitReplicaRequest { request, addr } = request.into_inner();
+        let id = convert::request_id(request).map_err(invalid)?;
+        let command = Command::AdmitReplica { id: None, addr };
+        let Done { index, reply } = self.0.propose(&principal, id, command).await?;
+        let Reply::Replica(id) = reply else {
+            return Err(Status::internal("admit answered otherwise"));
+        };
+        Ok(Response::new(v1::AdmitReplicaResponse { id: id.0, index, replicas: replicas(&self.0) }))
+    }
+
+    async fn remove_replica(
+        &self,
+        request: Request<v1::RemoveReplicaRequest>,
+    ) -> Result<Response<v1::RemoveReplicaResponse>, Status> {
+        let principal = principal(&request)?;
+        let v1::RemoveReplicaRequest { request, id: replica } = request.into_inner();
+        let id = convert::request_id(request).map_err(invalid)?;
+        let command = Command::RemoveReplica(ReplicaId(replica));
+        let done = self.0.propose(&principal, id, command).await?;
+        Ok(Response::new(v1::RemoveReplicaResponse { index: done.index }))
+    }
+
+    async fn transfer_leadership(
+        &self,
+        request: Request<v1::TransferLeadershipRequest>,
+    ) -> Result<Response<v1::TransferLeadershipResponse>, Status> {
+        self.0.read().await?; // only the leader can hand over
+        let members = self.0.replica.members();
+        let to = match request.into_inner().to {
+            0 => members::successor(&members, self.0.replica.id()).ok_or_else(|| {
+                Status::failed_precondition("there is no other voter; add a replica first")
+            })?,
+            id => rowen_raft::ReplicaId(id),
+        };
+        if !members.iter().any(|status| status.member.id == to && status.voter) {
+            return Err(Status::not_found(format!(
+                "to: replica {to} has no vote; see `rowen cluster status`"
+            )));
+        }
+        let asked = self.0.replica.transfer_leadership(to).await;
+        asked.map_err(|error| Status::unavailable(error.to_string()))?;
+        Ok(Response::new(v1::TransferLeadershipResponse { to: to.0 }))
+    }
+
+    type BackupStream = Pin<Box<dyn Stream<Item = Result<v1::BackupChunk, Status>> + Send>>;
+
+    async fn backup(
+        &self,
+        _: Request<v1::BackupRequest>,
+    ) -> Result<Response<Self::BackupStream>, Status> {
+        let view = self.0.read().await?;
+        let replica = self.0.replica.clone();
+        let (sender, receiver) = mpsc::channel(4);
+        tokio::task::spawn_blocking(move || {
+            let send = |chunk: Vec<u8>| {
+                sender
+                    .blocking_send(Ok(v1::BackupChunk { data: chunk }))
+                    .map_err(|_| BackupError::Gone)
+            };
+            if let Err(error) = backup::write(&view, replica.archive(), send)
+                && !matches!(error, BackupError::Gone)
+            {
+                let _ = sender.blocking_send(Err(Status::internal(error.to_string())));
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+    }
 }
 
 fn status(server: &Server, view: &Cluster) -> v1::ClusterStatus {
     let metrics = server.replica.metrics();
-    let leader = server.replica.leadership().borrow().leader.clone();
     let time_ms = view.gpu_time_ms();
     let of = |class: Class| time_ms[class as usize];
     let jobs = |wanted: fn(JobState) -> bool| {
@@ -63,15 +141,7 @@ fn status(server: &Server, view: &Cluster) -> v1::ClusterStatus {
     };
     v1::ClusterStatus {
         replica: server.config.replica,
-        replicas: metrics
-            .members
-            .iter()
-            .map(|member| v1::ReplicaStatus {
-                id: member.id.0,
-                addr: member.addr.clone(),
-                leader: leader.as_ref().is_some_and(|leader| leader.id == member.id),
-            })
-            .collect(),
+        replicas: replicas(server),
         term: metrics.term,
         applied: view.applied(),
         now_ms: view.now_ms(),
@@ -100,5 +170,22 @@ fn status(server: &Server, view: &Cluster) -> v1::ClusterStatus {
         version: env!("CARGO_PKG_VERSION").into(),
         wal_syncs: metrics.sync_count,
         simulated: view.nodes().values().any(|node| node.simulated),
+        checkpoint: server.checkpoints.agreed(),
+        cluster_version: view.meta().version,
     }
+}
+
+/// The group as this replica sees it.
+fn replicas(server: &Server) -> Vec<v1::ReplicaStatus> {
+    let leader = server.replica.leadership().borrow().leader.clone();
+    let members = server.replica.members().into_iter();
+    members
+        .map(|status| v1::ReplicaStatus {
+            id: status.member.id.0,
+            leader: leader.as_ref().is_some_and(|leader| leader.id == status.member.id),
+            addr: status.member.addr,
+            voter: status.voter,
+            matched: status.matched,
+        })
+        .collect()
 }

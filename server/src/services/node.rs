@@ -72,6 +72,21 @@ impl v1::node_service_server::NodeService for NodeApi {
         let index = self.change(&principal, request, &name, Command::UndrainNode).await?;
         Ok(Response::new(v1::UndrainNodeResponse { index }))
     }
+
+    async fn forget_node(
+        &self,
+        request: Request<v1::ForgetNodeRequest>,
+    ) -> Result<Response<v1::ForgetNodeResponse>, Status> {
+        let principal = principal(&request)?;
+        let v1::ForgetNodeRequest { request, name, checked } = request.into_inner();
+        if !checked {
+            return Err(Status::invalid_argument(
+                "checked: is false; look that the machine is off, then say so (--i-checked)",
+            ));
+        }
+        let index = self.change(&principal, request, &name, Command::ForgetNode).await?;
+        Ok(Response::new(v1::ForgetNodeResponse { index }))
+    }
 }
 
 impl NodeApi {

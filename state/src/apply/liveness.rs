@@ -111,7 +111,8 @@ impl Cluster {
                 .collect();
             for rank in ranks {
                 if let Some(job) = gang {
-                    self.stop_gang(job, StopReason::NodeLost, &format!("{name} was lost"), outcome);
+                    let why = format!("worker {rank} on {name}: {why}");
+                    self.stop_gang(job, StopReason::NodeLost, &why, outcome);
                     self.release_task(owner, rank, outcome);
                 }
                 self.task_changed(owner, rank, TaskPhase::Lost, 0, why, outcome);

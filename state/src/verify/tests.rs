@@ -58,6 +58,7 @@ const FAULTS: &[(&str, Fault)] = &[
     ("ids are given out once", |c| c.meta.last_filler = 0),
     ("ids are given out once", |c| c.meta.last_allocation = 2),
     ("ids are given out once", |c| c.meta.last_node = 2),
+    ("ids are given out once", |c| c.meta.last_replica = 0),
     ("allocated + idle + down = elapsed", |c| slot(c, 1, 7).meter.ms[0] += 1),
     ("meters and ledger agree", |c| gang(c).bound_ms -= 1),
     ("meters and ledger agree", |c| {
@@ -135,6 +136,7 @@ fn scene() -> Cluster {
     for id in 1..=3 {
         run(&mut c, Command::NodeUp(agent(NodeId(id))));
     }
+    run(&mut c, Command::AdmitReplica { id: None, addr: "10.0.0.9:7078".into() });
     run(&mut c, Command::DeployFiller(filler()));
     for _ in 0..4 {
         run(&mut c, Command::SubmitJob(gang_of_two()));

@@ -18,6 +18,8 @@ type Answer = Result<Reply, rowen_state::Refusal>;
 pub(crate) struct Memory {
     answers: Vec<Answer>,
     fences: BTreeMap<(NodeId, u32), Epoch>,
+    /// What should run where after the last step.
+    desired: BTreeMap<NodeId, Desired>,
 }
 
 impl Memory {
@@ -42,7 +44,9 @@ impl Memory {
                 return Err(format!("changed nothing, yet gave {outcome:?}"));
             }
         }
-        check_pushes(before, outcome, after)?;
+        let is = desired(after);
+        let was = std::mem::replace(&mut self.desired, is);
+        check_pushes(before, (&was, &self.desired), outcome, after)?;
         check_transitions(before, outcome, after, coverage)?;
         self.check_fences(before, after)?;
         cover(before, step, &answer, after, coverage);
@@ -100,6 +104,7 @@ fn unchanged(before: &Cluster, after: &Cluster) -> Result<(), String> {
         ("jobs", before.jobs().iter().eq(after.jobs().iter())),
         ("fillers", before.fillers().iter().eq(after.fillers().iter())),
         ("allocations", before.allocations().iter().eq(after.allocations().iter())),
+        ("replicas", before.replicas().iter().eq(after.replicas().iter())),
         ("usage", before.usage().eq(after.usage())),
         ("index", before.index() == after.index()),
         ("queue", before.queue().eq(after.queue())),
@@ -124,8 +129,12 @@ fn desired(cluster: &Cluster) -> BTreeMap<NodeId, Desired> {
 }
 
 /// A node whose desired state changed is pushed, once, and its generation rises; no other's does.
-fn check_pushes(before: &Cluster, outcome: &Outcome, after: &Cluster) -> Result<(), String> {
-    let (was, is) = (desired(before), desired(after));
+fn check_pushes(
+    before: &Cluster,
+    (was, is): (&BTreeMap<NodeId, Desired>, &BTreeMap<NodeId, Desired>),
+    outcome: &Outcome,
+    after: &Cluster,
+) -> Result<(), String> {
     for node in after.nodes().values() {
         let pushes = outcome.effects.iter().filter(|effect| **effect == Effect::Push(node.id));
         let pushes = pushes.count() as u64;

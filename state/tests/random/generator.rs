@@ -79,10 +79,15 @@ impl Generator {
         &mut self.rng
     }
 
-    /// The fabric, then an agent for most nodes, then two fillers and a job.
+    /// The fabric, some replicas, an agent for most nodes, then two fillers and a job.
     pub(crate) fn first_steps(&mut self) -> Vec<Step> {
         let fabric = Command::SetFabric(specs::record(&self.drawn));
         let mut commands = vec![("set fabric", fabric, Expect::Any)];
+        for replica in 1..=self.rng.pick(&[1, 1, 3, 7]).expect("not empty") {
+            let addr = format!("10.0.1.{replica}:7078");
+            let admit = Command::AdmitReplica { id: None, addr };
+            commands.push(("admit replica", admit, Expect::Any));
+        }
         for node in 1..=self.drawn.len() as u32 {
             if self.rng.chance(90) {
                 commands.push(("node up", self.agent_comes(NodeId(node)), Expect::Any));
@@ -245,7 +250,7 @@ impl Generator {
         let idle: Vec<_> = nodes.iter().filter(|node| node.liveness != Liveness::Up).collect();
         let out: Vec<_> = nodes.iter().filter(|n| n.duty != rowen_state::Duty::InService).collect();
         let reason = String::from("a test");
-        Some(match self.rng.below(40) {
+        Some(match self.rng.below(45) {
             0..=14 => {
                 let node = self.rng.pick(&idle).map_or(node, |node| node);
                 ("node up", self.node_up(cluster, node.id), Expect::Any)
@@ -254,6 +259,20 @@ impl Generator {
             19..=23 => ("node lost", Command::NodeLost(node.id), Expect::Any),
             24..=26 => ("cordon", Command::CordonNode { node: node.id, reason }, Expect::Any),
             27..=28 => ("drain", Command::DrainNode { node: node.id, reason }, Expect::Any),
+            39..=40 if node.liveness == Liveness::Up => (
+                "forget a node that is heard",
+                Command::ForgetNode(node.id),
+                Expect::Refused(Code::Conflict),
+            ),
+            39..=40 => ("forget node", Command::ForgetNode(node.id), Expect::Any),
+            41..=42 => {
+                let addr = format!("10.0.1.{}:7078", self.rng.below(20));
+                ("admit replica", Command::AdmitReplica { id: None, addr }, Expect::Any)
+            }
+            43 => {
+                let replica = rowen_state::ReplicaId(self.rng.between(1, 8));
+                ("remove replica", Command::RemoveReplica(replica), Expect::Any)
+            }
             29..=38 => ("undrain", Command::UndrainNode(self.rng.pick(&out)?.id), Expect::Any),
             _ => {
                 let node = NodeId(9_999);

@@ -15,11 +15,87 @@ use generator::{Generator, Step};
 use rowen_state::{Cluster, Outcome};
 
 const SEQUENCES: u64 = 10_000;
-/// Every so manieth sequence is verified after each command, the others after each tenth.
+/// One sequence in so many is verified after each command, the others after each tenth.
 const CLOSELY: u64 = 25;
 
 /// What must have been reached at least once.
-const WANTED: &[&str] = &[];
+const WANTED: &[&str] = &[
+    // How jobs live.
+    "job: Queued -> Starting",
+    "job: Queued -> Holding",
+    "job: Queued -> Cancelled",
+    "job: Holding -> Starting",
+    "job: Holding -> Queued",
+    "job: Holding -> Cancelled",
+    "job: Starting -> Running",
+    "job: Starting -> Completed",
+    "job: Starting -> Stopping",
+    "job: Running -> Completed",
+    "job: Running -> Failed",
+    "job: Running -> Queued",
+    "job: Running -> Stopping",
+    // How stopping ends.
+    "after Cancelled: Cancelled",
+    "after NodeDrained: Queued",
+    "after NodeLost: Queued",
+    "after Requeued: Queued",
+    "after TaskFailed: Failed",
+    "after TaskFailed: Queued",
+    "after TimeLimit: Failed",
+    "gang that lost a task waits for the others",
+    // How fillers live.
+    "instance over after: Evicted",
+    "instance over after: NodeDrained",
+    "instance over after: Redeployed",
+    "instance over after: Withdrawn",
+    "instance over after: itself",
+    "filler backs off further",
+    "filler gone",
+    // Plans that fit, in part or not at all.
+    "plan: some accepted",
+    "plan: some accepted, with holds",
+    "plan: some accepted, some rejected",
+    "plan: none accepted, some rejected",
+    "step: overlapping places",
+    "step: wrong count of places",
+    "step: wrong size of a place",
+    "step: GPUs that do not exist",
+    "step: GPUs that are taken",
+    "step: a node that does not exist",
+    "step: a job that does not wait",
+    "step: a hold without victims",
+    "step: a victim that may not be evicted",
+    "step: a victim not in the way",
+    "step: a victim named twice",
+    "step: an instance that may not start",
+    "step: plan of an older state",
+    "step: plan made twice",
+    // Reports that are late or wrong.
+    "step: report from another node",
+    "step: report of a loss",
+    "step: report of an old epoch",
+    "step: report of no task",
+    "step: report of what is over",
+    "step: report out of order",
+    // Nodes and replicas.
+    "step: forget node",
+    "step: forget a node that is heard",
+    "step: admit replica",
+    "step: remove replica",
+    "fabric grown",
+    "fabric shrunk",
+    "step: fabric without a busy node",
+    "step: invalid fabric",
+    // Requests and refusals.
+    "step: duplicate request",
+    "step: expired request",
+    "step: a clock in the future",
+    "refused: Invalid",
+    "refused: NotFound",
+    "refused: Conflict",
+    "refused: Exhausted",
+    "refused: Expired",
+];
 
 /// What a sequence leaves behind.
 struct Log {

@@ -11,6 +11,7 @@ use super::{Demo, Gangs};
 use crate::bench::figures::Figure;
 use crate::cluster::rpc::{Rpc, ended};
 use crate::demo::journal::What;
+use crate::output::words::job_state;
 
 /// Short: well within the node lease, so that nothing may end.
 const SHORT: Duration = Duration::from_millis(500);
@@ -108,7 +109,7 @@ async fn nothing_lost(demo: &mut Demo<'_>, burst: Burst) -> Result<()> {
 async fn still_waits(demo: &mut Demo<'_>, gangs: &Gangs) -> Result<()> {
     let wide = demo.rpc.job(gangs.wide).await?;
     let state = wide.state();
-    demo.check("the waiting gang still waits", state == JobState::Queued, state.as_str_name());
+    demo.check("the waiting gang still waits", state == JobState::Queued, job_state(state));
     Ok(())
 }
 
@@ -127,11 +128,12 @@ async fn goes_on_or_requeues(
     let pids = pids(demo, &after)?;
     let whole = after.state() == JobState::Running && pids.len() == 8 && after.tasks.len() == 8;
     let (ok, how) = if after.attempt == before.attempt {
-        (whole && pids == *pids_before, "it went on: the same 8 processes")
+        (whole && pids == *pids_before, "it went on, with the same processes")
     } else {
-        (whole && pids.is_disjoint(pids_before), "it was requeued whole: 8 new processes")
+        (whole && pids.is_disjoint(pids_before), "it was requeued whole, with new processes")
     };
-    demo.check("the gang goes on, or requeues whole", ok, how);
+    let detail = format!("{how}; it is {} {}", job_state(after.state()), after.reason);
+    demo.check("the gang goes on, or requeues whole", ok, detail);
     demo.screen.draw().await;
     Ok(())
 }

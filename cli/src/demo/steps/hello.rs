@@ -8,6 +8,7 @@ use rowen_api::v1::JobState;
 use super::Demo;
 use crate::bench::figures::Figure;
 use crate::cluster::rpc::ended;
+use crate::output::words::job_state;
 
 pub(super) async fn play(demo: &mut Demo<'_>) -> Result<()> {
     let nodes = demo.cluster.node_names().len();
@@ -22,7 +23,7 @@ pub(super) async fn play(demo: &mut Demo<'_>) -> Result<()> {
     let id = demo.rpc.submit(spec).await?;
     let job = demo.rpc.wait_job(id, Duration::from_secs(30), ended).await?;
     let done = job.state() == JobState::Completed && job.attempt == 1;
-    demo.check("a one-worker job runs to its end", done, job.state().as_str_name());
+    demo.check("a one-worker job runs to its end", done, job_state(job.state()));
     let delay_ms = job.running_ms.saturating_sub(job.submitted_ms);
     demo.figure(Figure::new("submit_to_running", "gpus=1 idle", delay_ms as f64, "ms"));
     Ok(())

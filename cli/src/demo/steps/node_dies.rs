@@ -13,6 +13,7 @@ use super::{Demo, Gangs};
 use crate::bench::figures::Figure;
 use crate::cluster::rpc::ended;
 use crate::demo::journal::{What, boottime_ns};
+use crate::output::words::job_state;
 
 pub(super) async fn play(demo: &mut Demo<'_>, gangs: &Gangs) -> Result<()> {
     let node = loses_power(demo, gangs).await?;
@@ -82,7 +83,7 @@ async fn completes_elsewhere(demo: &mut Demo<'_>, gangs: &Gangs, node: &str) -> 
     let done = demo.rpc.wait_job(gangs.long, Duration::from_secs(30), ended).await?;
     let ranks = exact_ranks(&demo.rpc.output(gangs.long).await?);
     let ok = done.state() == JobState::Completed && ranks == (0..8).collect();
-    let detail = format!("{}, ranks {ranks:?} summed exactly", done.state().as_str_name());
+    let detail = format!("{}, ranks {ranks:?} summed exactly", job_state(done.state()));
     demo.check("the gang completes elsewhere", ok, detail);
     let wide = demo.rpc.job(gangs.wide).await?;
     let waits = wide.state() == JobState::Queued;
@@ -103,7 +104,7 @@ async fn comes_back(demo: &mut Demo<'_>, gangs: &Gangs, node: &str) -> Result<()
     let done = demo.rpc.wait_job(gangs.wide, Duration::from_secs(30), ended).await?;
     let ranks = exact_ranks(&demo.rpc.output(gangs.wide).await?).len();
     let ok = done.state() == JobState::Completed && ranks == used.len();
-    let detail = format!("{}, {ranks} ranks summed exactly", done.state().as_str_name());
+    let detail = format!("{}, {ranks} ranks summed exactly", job_state(done.state()));
     demo.check("and completes", ok, detail);
     demo.cluster.ensure_alive()
 }

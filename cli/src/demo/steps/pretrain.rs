@@ -12,6 +12,7 @@ use super::fill::NOTICE_MS;
 use crate::bench::figures::{Figure, percentile};
 use crate::cluster::rpc::ended;
 use crate::demo::journal::{Line, What, boottime_ns};
+use crate::output::words::job_state;
 
 const WORKERS: u32 = 8;
 
@@ -132,7 +133,7 @@ fn start_delay(demo: &mut Demo<'_>, job: &Job, notice_ms: u64) {
 
 async fn all_reduced(demo: &mut Demo<'_>, job: &Job) -> Result<()> {
     let completed = job.state() == JobState::Completed && job.attempt == 1;
-    let detail = format!("{}: {}", job.state().as_str_name(), job.reason);
+    let detail = format!("{}: {}", job_state(job.state()), job.reason);
     demo.check("the gang ends well", completed, detail);
     let output = demo.rpc.output(job.id).await?;
     let told = exact_ranks(&output);

@@ -8,6 +8,7 @@ use rowen_api::v1::{Job, JobState};
 use super::{Demo, Gangs};
 use crate::cluster::rpc::ended;
 use crate::demo::until;
+use crate::output::words::job_state;
 
 /// What the running gang has, and so what the other lacks.
 const LACKS: u32 = 64;
@@ -24,7 +25,8 @@ pub(super) async fn play(demo: &mut Demo<'_>) -> Result<Gangs> {
     let up = |job: &Job| job.state() == JobState::Running || ended(job);
     let job = demo.rpc.wait_job(long, Duration::from_secs(30), up).await?;
     let running = job.state() == JobState::Running;
-    demo.check("the second gang runs", running, format!("job {long}: {}", job.reason));
+    let detail = format!("job {long} is {} {}", job_state(job.state()), job.reason);
+    demo.check("the second gang runs", running, detail);
     let options = ["--rounds", "5", "--pause-ms", "50", "--mib", "1"];
     let nodes = demo.cluster.node_names().len() as u32;
     let wide = demo.rpc.submit(demo.gang("wide", nodes, "pod", &options)).await?;
@@ -41,11 +43,7 @@ async fn waits(demo: &mut Demo<'_>, wide: u64) -> Result<()> {
     })
     .await?;
     let queued = why.state() == JobState::Queued;
-    demo.check(
-        "the third gang waits",
-        queued,
-        format!("job {wide}: {}", why.state().as_str_name()),
-    );
+    demo.check("the third gang waits", queued, format!("job {wide}: {}", job_state(why.state())));
     let lacks = |level: &rowen_api::v1::LevelReason| level.nearest_lacks_gpus == LACKS;
     let said = why.levels.iter().any(lacks) && why.summary.contains(&LACKS.to_string());
     demo.check("`why` says what it lacks", said, why.summary);

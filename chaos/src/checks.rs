@@ -1,0 +1,173 @@
+//! What must hold when the faults are over: everything converges, every job that
+//! fits has run, nothing acknowledged is lost, and the log gives the same state again.
+
+use std::collections::BTreeSet;
+
+use rowen_server::{Core, desired_tasks};
+use rowen_state::{Cluster, Command, FillerState, JobSpec, JobState};
+use rowen_topology::Level;
+
+use crate::{
+    leader::{LEASE_RAN_OUT, job_of},
+    setup,
+    world::World,
+};
+
+/// Whether there is nothing left to do.
+pub(crate) fn at_rest(world: &World) -> bool {
+    let cluster = world.control.core.cluster();
+    world.healed
+        && world.control.leading
+        && world.operations.iter().all(|operation| operation.answer.is_some())
+        && world.unended().all(|(id, state)| {
+            state == JobState::Queued
+                && !fits(cluster, &cluster.jobs().get(id).expect("listed").spec)
+        })
+        && unfilled(cluster).is_none()
+}
+
+/// It took too long: what is not at rest.
+pub(crate) fn unrest(world: &mut World) {
+    let cluster = world.control.core.cluster();
+    let mut what = vec![];
+    for (id, state) in world.unended() {
+        let job = cluster.jobs().get(id).expect("listed");
+        if fits(cluster, &job.spec) {
+            what.push(format!("job {id} is {state:?}: {}", job.reason));
+        }
+    }
+    what.extend(unfilled(cluster));
+    what.extend(
+        world.operations.iter().filter(|o| o.answer.is_none()).map(|o| format!("{:?}", o.command)),
+    );
+    world.context.finding(format!("no rest: {}", what.join("; ")));
+}
+
+/// Everything that can be said of a world at rest.
+pub(crate) fn at_end(world: &mut World) {
+    let mut findings = Vec::new();
+    converged(world, &mut findings);
+    jobs_are_as_they_should_be(world, &mut findings);
+    nothing_acknowledged_is_lost(world, &mut findings);
+    replay(world, &mut findings);
+    findings.into_iter().for_each(|finding| world.context.finding(finding));
+}
+
+/// On each machine runs what should run there, nothing else.
+fn converged(world: &World, findings: &mut Vec<String>) {
+    let cluster = world.control.core.cluster();
+    for machine in &world.machines {
+        let wanted = desired_tasks(cluster, machine.node).into_iter();
+        let wanted: BTreeSet<(u64, u32)> =
+            wanted.map(|(allocation, rank)| (allocation.id.0, rank as u32)).collect();
+        let runs: BTreeSet<(u64, u32)> =
+            machine.living().into_iter().map(|key| (key.allocation, key.rank)).collect();
+        if wanted != runs {
+            findings.push(format!("machine {}: runs {runs:?}, should run {wanted:?}", machine.at));
+        }
+    }
+}
+
+/// A job fails only if its own program does or its time is over.
+fn jobs_are_as_they_should_be(world: &World, findings: &mut Vec<String>) {
+    for (id, job) in world.control.core.cluster().jobs().iter() {
+        // Counted as open when it ended: docs/chaos-findings.md, 1 and 2.
+        if job.last_tasks.iter().any(|task| task.message == LEASE_RAN_OUT) {
+            continue;
+        }
+        let own_fault = setup::fails(id.0) || job.spec.time_limit_ms > 0;
+        if job.state == JobState::Failed && !own_fault {
+            findings.push(format!("failed without a fault of its own: job {id}: {}", job.reason));
+        }
+        if job.state == JobState::Completed && setup::fails(id.0) {
+            findings.push(format!("completed although its program fails: job {id}"));
+        }
+        if job.state == JobState::Queued && job.reason.is_empty() {
+            findings.push(format!("job {id} waits without a reason"));
+        }
+    }
+}
+
+/// Every acknowledged submission is there once, every acknowledged cancel holds.
+fn nothing_acknowledged_is_lost(world: &World, findings: &mut Vec<String>) {
+    let cluster = world.control.core.cluster();
+    let mut names = BTreeSet::new();
+    for (id, job) in cluster.jobs().iter() {
+        if !names.insert(job.spec.name.clone()) {
+            findings.push(format!("submitted twice: job {id} is {} again", job.spec.name));
+        }
+    }
+    for operation in &world.operations {
+        let Some(answer) = &operation.answer else { continue };
+        match &operation.command {
+            Command::SubmitJob(spec) => {
+                let job = job_of(answer).and_then(|id| cluster.jobs().get(id));
+                if job.is_none_or(|job| job.spec.name != spec.name) {
+                    findings.push(format!("lost: {} was answered {answer:?}", spec.name));
+                }
+            }
+            Command::CancelJob(id) if answer.is_ok() => {
+                let state = cluster.jobs().get(*id).map(|job| job.state);
+                if state != Some(JobState::Cancelled) {
+                    findings.push(format!("job {id} was cancelled and is {state:?}"));
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+/// The log from the beginning, and from the last snapshot on, gives this very state.
+fn replay(world: &World, findings: &mut Vec<String>) {
+    let hash = world.control.core.cluster().state_hash();
+    let mut replayed = Core::default();
+    for (index, entry) in &world.control.entries {
+        replayed.apply_entry(*index, entry);
+    }
+    if replayed.cluster().state_hash() != hash {
+        findings.push("the log replayed gives another state".into());
+    }
+    let Some((taken, bytes)) = &world.control.snapshot else { return };
+    let mut resumed = Core::default();
+    if let Err(error) = resumed.restore(bytes) {
+        return findings.push(format!("a snapshot cannot be read: {error}"));
+    }
+    for (index, entry) in &world.control.entries[*taken..] {
+        resumed.apply_entry(*index, entry);
+    }
+    if resumed.cluster().state_hash() != hash {
+        findings.push("a snapshot and the log after it give another state".into());
+    }
+}
+
+/// Whether the empty fabric, all in service, could hold the gang.
+fn fits(cluster: &Cluster, spec: &JobSpec) -> bool {
+    let index = cluster.index();
+    let level = spec.required.unwrap_or(Level::Site);
+    index.domains(level).iter().any(|domain| {
+        let nodes = domain.nodes.clone().map(rowen_topology::NodePos);
+        let workers = nodes.filter(|pos| {
+            let model = index.model_name(index.model(*pos));
+            spec.resources.gpu_model.as_ref().is_none_or(|wanted| wanted == model)
+        });
+        let gpus = spec.resources.gpus;
+        workers.map(|pos| u32::from(index.gpu_count(pos)) / gpus).sum::<u32>() >= spec.workers
+    })
+}
+
+/// A filler that has room and does not use it.
+fn unfilled(cluster: &Cluster) -> Option<String> {
+    let active = cluster.fillers().values().filter(|filler| filler.state == FillerState::Active);
+    let mut lacking = active.filter(|filler| {
+        filler.instances.len() < filler.spec.max_instances as usize
+            && filler.backoff_until_ms <= cluster.now_ms()
+    });
+    lacking.find_map(|filler| {
+        let wanted = &filler.spec.resources;
+        let node = cluster.nodes().values().find(|node| {
+            node.free().count() >= wanted.gpus
+                && wanted.gpu_model.as_ref().is_none_or(|model| *model == node.gpu_model)
+        })?;
+        Some(format!("{} could have an instance on {}", filler.spec.name, node.name))
+    })
+}
