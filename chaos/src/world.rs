@@ -262,7 +262,16 @@ impl World {
             let what = format!("asked twice, answered {known:?} and {answer:?}");
             return self.context.finding(what);
         }
-        *known = Some(answer);
+        let first = known.replace(answer).is_none();
+        // A drain whose request was lost may reach the log after the faults ended.
+        if first && self.healed {
+            match self.operations[operation].command {
+                Command::CordonNode { node, .. } | Command::DrainNode { node, .. } => {
+                    self.begin(Command::UndrainNode(node));
+                }
+                _ => {}
+            }
+        }
     }
 
     fn draw_command(&mut self) -> Option<Command> {

@@ -26,6 +26,11 @@ pub struct ReplicaConfig {
     pub snapshot_every: u64,
     /// How many entries are kept behind a snapshot, for peers that lag a little.
     pub keep_log: u64,
+    /// How many entries behind the newest snapshot an offline replay reaches back: segments that
+    /// the log no longer needs, and a snapshot before them, are kept that long. 0 keeps none.
+    pub retain_entries: u64,
+    /// How much of the disk those segments may take; the oldest go first.
+    pub retain_bytes: u64,
     /// When a log segment is full.
     pub segment_bytes: u64,
     /// How much of the newest log is kept in memory.
@@ -51,6 +56,8 @@ impl ReplicaConfig {
             snapshot_timeout_ms: 120_000,
             snapshot_every: 20_000,
             keep_log: 5_000,
+            retain_entries: 200_000,
+            retain_bytes: 1 << 30,
             segment_bytes: 16 << 20,
             cache_bytes: 32 << 20,
             max_entry_bytes: 4 << 20,

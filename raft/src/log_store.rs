@@ -11,6 +11,7 @@ use tokio::sync::oneshot;
 
 use crate::{
     archive::Archive,
+    snapshots::Snapshots,
     types::{Entry, LogId, TypeConfig, Vote},
     wal::{Wal, WalError, writer::Done},
 };
@@ -23,6 +24,8 @@ const REPLICATION_BYTES: usize = 2 << 20;
 pub(crate) struct LogStore {
     pub(crate) wal: Wal,
     pub(crate) archive: Arc<Archive>,
+    /// Tells how far back replay shall reach.
+    pub(crate) snapshots: Arc<Snapshots>,
 }
 
 /// Runs `submit` with a callback and waits until the callback is called.
@@ -83,7 +86,8 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         if !self.archive.is_synced_to(upto.index()) {
             self.archive.checkpoint()?;
         }
-        durable(|done| self.wal.purge(upto, done)).await
+        let keep_from = self.snapshots.oldest_index();
+        durable(|done| self.wal.purge(upto, keep_from, done)).await
     }
 }
 
@@ -159,13 +163,15 @@ mod tests {
                 // Small, so that segments roll and entries leave the cache on the way.
                 segment_bytes: 512,
                 cache_bytes: 300,
+                retain_bytes: 0,
                 accept_torn_tail: false,
             };
             let wal = Wal::open(disk.clone(), options).unwrap();
             let archive = Arc::new(Archive::open(&dir.path().join("archive")).unwrap());
-            let snapshots = Snapshots::open(disk, &dir.path().join("snapshots")).unwrap();
-            let applier = Applier::new(Nothing, archive.clone(), Arc::new(snapshots), true);
-            Ok((dir, LogStore { wal, archive }, applier))
+            let snapshots = Snapshots::open(disk, &dir.path().join("snapshots"), 0).unwrap();
+            let snapshots = Arc::new(snapshots);
+            let applier = Applier::new(Nothing, archive.clone(), snapshots.clone(), true);
+            Ok((dir, LogStore { wal, archive, snapshots }, applier))
         }
     }
 

@@ -151,7 +151,11 @@ impl Replica {
         let lock =
             lock.ok_or_else(|| OpenError::Locked { dir: config.dir.display().to_string() })?;
         let may_block = !disk.is_simulated();
-        let snapshots = Arc::new(Snapshots::open(disk.clone(), &config.dir.join("snapshots"))?);
+        let snapshots = Arc::new(Snapshots::open(
+            disk.clone(),
+            &config.dir.join("snapshots"),
+            config.retain_entries,
+        )?);
         let wal = Wal::open(disk, wal_options(&config))?;
         // A folder a period: retention will drop whole ones, for sled gives no space back.
         let archive = match open_archive(&config.dir.join("archive").join("0")).await {
@@ -161,7 +165,11 @@ impl Replica {
                 return Err(error.into());
             }
         };
-        let log = LogStore { wal: wal.clone(), archive: archive.clone() };
+        let log = LogStore {
+            wal: wal.clone(),
+            archive: archive.clone(),
+            snapshots: snapshots.clone(),
+        };
         let applier = Applier::new(machine, archive.clone(), snapshots.clone(), may_block);
         let peers = Peers::new(config.id.0, dial);
         let core = Raft::new(config.id.0, raft_config, peers.clone(), log, applier);
@@ -406,6 +414,7 @@ fn wal_options(config: &ReplicaConfig) -> WalOptions {
         dir: config.dir.join("log"),
         segment_bytes: config.segment_bytes,
         cache_bytes: config.cache_bytes,
+        retain_bytes: config.retain_bytes,
         accept_torn_tail: config.accept_torn_tail,
     }
 }

@@ -39,6 +39,8 @@ impl JobState {
 pub struct Hold {
     /// By rank.
     pub places: Vec<Place>,
+    /// Evicted for it: they have the GPUs, or the cores and memory beside them.
+    pub victims: Vec<AllocationId>,
     /// When it began.
     pub since_ms: u64,
     /// The last victim's SIGKILL.

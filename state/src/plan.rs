@@ -32,7 +32,8 @@ pub enum Decision {
         job: JobId,
         /// By rank.
         places: Vec<Place>,
-        /// Filler instances to evict; each has GPUs among `places`.
+        /// Filler instances to evict; each is on a node of `places`, where it has the GPUs,
+        /// or the cores and memory, that the gang needs.
         victims: Vec<AllocationId>,
         /// Why there, and why these.
         why: String,

@@ -241,6 +241,7 @@ fn archive() {
         allocation: None,
         hold: Some(Hold {
             places: vec![Place { node: NodeId(2), gpus: GpuMask(0xff) }],
+            victims: vec![AllocationId(4)],
             since_ms: 1_795_000_000_500,
             deadline_ms: 1_795_000_001_000,
             index: 41,

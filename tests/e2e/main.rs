@@ -3,6 +3,8 @@
 //! Every test runs `rowen` as a person would and looks at what it prints, at its exit code and at
 //! /proc. Never links anything of Rowen's. One test at a time: each fills the machine.
 
+#![expect(clippy::unwrap_used, reason = "tests, and what only they use")]
+
 mod agent_restart;
 mod demo;
 mod jobs;

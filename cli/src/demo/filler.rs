@@ -13,6 +13,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::journal::{Journal, What};
+use crate::output::note;
 
 /// A request line longer than this is nobody's we know.
 const REQUEST_LIMIT: u64 = 8192;
@@ -22,7 +23,7 @@ pub(crate) fn run() -> ExitCode {
     match Filler::parse(std::env::args().skip(2)).and_then(Filler::run) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("demo-filler: {error:#}");
+            note(&format!("demo-filler: {error:#}"));
             ExitCode::FAILURE
         }
     }

@@ -12,6 +12,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::journal::{Journal, What, boottime_ns};
 use super::ring::{Place, Ring};
+use crate::output::note;
 
 /// 128 + SIGTERM, as a process that had no handler.
 const STOPPED: u8 = 143;
@@ -22,7 +23,7 @@ pub(crate) fn run() -> ExitCode {
     match Work::parse(std::env::args().skip(2)).and_then(|work| work.run(started_ns)) {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("demo-worker: {error:#}");
+            note(&format!("demo-worker: {error:#}"));
             ExitCode::FAILURE
         }
     }
@@ -80,22 +81,22 @@ impl Work {
         };
         let code = match done {
             Some(Ok(line)) => {
-                println!("{line}");
+                crate::output::line(&line)?;
                 ExitCode::SUCCESS
             }
             Some(Err(error)) => {
                 // As a collective does when a peer is gone: it hangs, until somebody ends it.
-                eprintln!("rank {}: {error:#}; waiting to be stopped", place.rank);
+                note(&format!("rank {}: {error:#}; waiting to be stopped", place.rank));
                 let _ = tokio::time::timeout(Duration::from_secs(60), term.recv()).await;
-                note(&mut journal, What::Term)?;
+                write(&mut journal, What::Term)?;
                 ExitCode::from(STOPPED)
             }
             None => {
-                note(&mut journal, What::Term)?;
+                write(&mut journal, What::Term)?;
                 ExitCode::from(STOPPED)
             }
         };
-        note(&mut journal, What::End)?;
+        write(&mut journal, What::End)?;
         Ok(code)
     }
 
@@ -154,7 +155,7 @@ fn check(vector: &[u64], world: u32, round: u32) -> Result<()> {
     }
 }
 
-fn note(journal: &mut Option<Journal>, what: What) -> Result<()> {
+fn write(journal: &mut Option<Journal>, what: What) -> Result<()> {
     journal.as_mut().map_or(Ok(()), |journal| journal.write(what, ""))
 }
 

@@ -148,7 +148,8 @@ async fn reopen(session: &mut Session, tail: &mut Option<LogTail>) {
     let Some(open) = tail.as_mut() else { return };
     if open.broke() {
         match open.resume(&mut session.client).await {
-            Ok(_) => return,
+            Ok(true) => return,
+            Ok(false) => {}
             Err(error) => note(&format!("the log broke off: {error}")),
         }
     }

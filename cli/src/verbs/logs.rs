@@ -13,10 +13,14 @@ use super::Session;
 use crate::args::LogsArgs;
 use crate::client::{CallError, Client, jobs, may_pass};
 use crate::exit::{DONE, Outcome};
-use crate::output::Output;
+use crate::output::{Output, note};
 
 /// Before a broken log is opened again.
 const REOPEN_PAUSE: Duration = Duration::from_millis(200);
+/// How often a broken log is opened again before one more line must have come: for 10 s.
+const MAX_TRIES: u32 = 50;
+/// The stream of lines that no task wrote: what the control plane says about the log.
+const REMARK: &str = "rowen";
 
 /// `job logs`.
 pub(super) async fn logs(session: &mut Session, args: LogsArgs) -> Outcome {
@@ -102,6 +106,10 @@ pub(super) struct LogTail {
     sink: Sink,
     lines: Option<Streaming<LogLine>>,
     broke: bool,
+    /// Times it was opened again since the last line.
+    tries: u32,
+    /// What the control plane last said about the log itself.
+    remark: String,
     /// How many lines of each rank and stream were printed.
     printed: BTreeMap<(u32, String), u64>,
     /// How many of them a reopened log brings again.
@@ -128,7 +136,8 @@ impl LogTail {
     ) -> Result<LogTail, CallError> {
         let lines = Some(stream(client, &request).await?);
         let (printed, skip) = (BTreeMap::new(), BTreeMap::new());
-        Ok(LogTail { request, sink, lines, broke: false, printed, skip })
+        let (broke, tries, remark) = (false, 0, String::new());
+        Ok(LogTail { request, sink, lines, broke, tries, remark, printed, skip })
     }
 
     pub(super) fn attempt(&self) -> u32 {
@@ -159,22 +168,38 @@ impl LogTail {
             }
             Err(status) => return Err(CallError::Refused { status: Box::new(status) }.into()),
         };
+        if line.stream == REMARK {
+            self.remark(&line);
+            return Ok(true);
+        }
         let key = (line.rank, line.stream.clone());
         if let Some(left) = self.skip.get_mut(&key).filter(|left| **left > 0) {
             *left -= 1;
             return Ok(true);
         }
+        self.tries = 0;
         *self.printed.entry(key).or_default() += 1;
         self.sink.print(&line)?;
         Ok(true)
     }
 
-    /// Opens a broken log again; `false` where a part of it was asked for, since it is then not
-    /// known which lines come again.
+    /// A part of the log cannot be read now: an agent is away. Who follows tries again.
+    fn remark(&mut self, line: &LogLine) {
+        let text = String::from_utf8_lossy(&line.text);
+        if self.remark != text {
+            note(&text);
+            self.remark = text.into_owned();
+        }
+        self.broke = self.request.follow;
+    }
+
+    /// Opens a broken log again; `false` where that was tried for long enough, or where a part of
+    /// the log was asked for, since it is then not known which lines come again.
     pub(super) async fn resume(&mut self, client: &mut Client) -> Result<bool, CallError> {
-        if self.request.tail_lines > 0 {
+        if self.request.tail_lines > 0 || self.tries >= MAX_TRIES {
             return Ok(false);
         }
+        self.tries += 1;
         // A log that breaks at once, again and again, must not spin.
         tokio::time::sleep(REOPEN_PAUSE).await;
         self.lines = Some(stream(client, &self.request).await?);

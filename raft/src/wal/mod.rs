@@ -3,6 +3,7 @@
 //!
 //! An operation is visible to readers when its call returns, and durable when its callback says so.
 
+pub(crate) mod history;
 pub(crate) mod record;
 pub(crate) mod recover;
 pub(crate) mod state;
@@ -24,6 +25,7 @@ use std::{
 use tokio::sync::{mpsc, oneshot, watch};
 
 use self::{
+    history::History,
     record::Parsed,
     state::{Location, LogContent},
     writer::{Change, Done, Job, Writer},
@@ -40,6 +42,8 @@ pub(crate) struct WalOptions {
     pub(crate) dir: PathBuf,
     pub(crate) segment_bytes: u64,
     pub(crate) cache_bytes: usize,
+    /// How much of what is purged may stay in `old/`.
+    pub(crate) retain_bytes: u64,
     /// The operator's word that damage at the very end is a torn write.
     pub(crate) accept_torn_tail: bool,
 }
@@ -147,6 +151,7 @@ impl Wal {
     pub(crate) fn open(disk: Arc<dyn Disk>, options: WalOptions) -> Result<Wal, WalError> {
         disk.create_dir(&options.dir).map_err(WalError::io("create", &options.dir))?;
         let recovered = recover::recover(&*disk, &options)?;
+        let history = History::open(&*disk, &options.dir, options.retain_bytes)?;
         let simulated = disk.is_simulated();
         let shared = Arc::new(Shared {
             disk,
@@ -156,7 +161,7 @@ impl Wal {
             failed: watch::Sender::new(None),
         });
         let (jobs, queue) = mpsc::unbounded_channel();
-        let writer = Writer::new(Arc::clone(&shared), recovered);
+        let writer = Writer::new(Arc::clone(&shared), recovered, history);
         if simulated {
             tokio::spawn(writer.run_task(queue));
         } else {
@@ -199,11 +204,12 @@ impl Wal {
         self.submit(Change::Truncate(index), Some(done), &content)
     }
 
-    /// Drops the entries up to and with `upto`.
-    pub(crate) fn purge(&self, upto: LogId, done: Done) -> Result<(), WalError> {
+    /// Drops the entries up to and with `upto`. Segments with entries after `keep_from` are set
+    /// aside for an offline replay.
+    pub(crate) fn purge(&self, upto: LogId, keep_from: u64, done: Done) -> Result<(), WalError> {
         let mut content = self.shared.content();
         content.purge(upto);
-        self.submit(Change::Purge(upto), Some(done), &content)
+        self.submit(Change::Purge { upto, keep_from }, Some(done), &content)
     }
 
     /// Remembers how far the log is committed; written along with whatever comes next.

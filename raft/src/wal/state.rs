@@ -147,7 +147,7 @@ impl LogContent {
     /// The segments that hold nothing anybody needs: oldest first, never the last one. Whole
     /// prefixes only, so that a truncation outlives the entries that it removed. `purged` is what is
     /// on disk; ours may be ahead of it.
-    pub(crate) fn take_dead_segments(&mut self, purged: Option<LogId>) -> Vec<u64> {
+    pub(crate) fn take_dead_segments(&mut self, purged: Option<LogId>) -> Vec<(u64, Segment)> {
         let mut dead = Vec::new();
         let purged = purged.map(|id| id.index());
         while self.segments.len() > 1 {
@@ -155,8 +155,7 @@ impl LogContent {
             if oldest.get().max_index > purged {
                 break;
             }
-            dead.push(*oldest.key());
-            oldest.remove();
+            dead.push(oldest.remove_entry());
         }
         dead
     }

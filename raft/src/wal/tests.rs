@@ -21,7 +21,7 @@ use crate::{
 const DIR: &str = "/log";
 
 fn options(segment_bytes: u64) -> WalOptions {
-    WalOptions { dir: DIR.into(), segment_bytes, cache_bytes: 4_000, accept_torn_tail: false }
+    WalOptions { dir: DIR.into(), segment_bytes, cache_bytes: 4_000, retain_bytes: 20_000, accept_torn_tail: false }
 }
 
 fn open(disk: &SimDisk, segment_bytes: u64) -> Wal {
@@ -92,7 +92,7 @@ async fn everything_is_there_after_reopening() {
         }
         if life % 4 == 0 {
             let upto = *expected.entries.get(&(next - 20)).map(|e| &e.log_id).unwrap();
-            durable(|done| wal.purge(upto, done)).await.unwrap();
+            durable(|done| wal.purge(upto, upto.index().saturating_sub(60), done)).await.unwrap();
             expected.purged = Some(upto);
             expected.entries = expected.entries.split_off(&(upto.index() + 1));
         }
@@ -294,7 +294,7 @@ impl Life {
                 };
                 state.purged = Some(upto);
                 state.entries = state.entries.split_off(&(upto.index() + 1));
-                wal.purge(upto, done)
+                wal.purge(upto, upto.index().saturating_sub(30), done)
             }
             _ => {
                 let count = 1 + self.random(5);

@@ -8,6 +8,7 @@ use tokio::sync::mpsc;
 
 use super::{
     Shared, WalError,
+    history::History,
     record::{self, Kind},
     recover::{self, Recovered, SEGMENT_HEAD_BYTES},
     state::{Location, Segment},
@@ -34,7 +35,10 @@ pub(crate) enum Change {
     Vote(Vote),
     /// Everything from this index on is gone.
     Truncate(u64),
-    Purge(LogId),
+    Purge {
+        upto: LogId,
+        keep_from: u64,
+    },
     Close,
 }
 
@@ -58,6 +62,7 @@ pub(crate) struct Writer {
     shared: Arc<Shared>,
     tail: Option<Tail>,
     mark: SyncedMark,
+    history: History,
     next_batch: u64,
     /// As of the last batch: written again at each segment's head, so that the segments before
     /// it can go.
@@ -68,11 +73,11 @@ pub(crate) struct Writer {
 }
 
 impl Writer {
-    pub(crate) fn new(shared: Arc<Shared>, recovered: Recovered) -> Writer {
+    pub(crate) fn new(shared: Arc<Shared>, recovered: Recovered, history: History) -> Writer {
         let Recovered { content, tail, mark, next_batch } = recovered;
         let (vote, purged, committed) = (content.vote, content.purged, content.committed);
         *shared.content() = content;
-        Writer { shared, tail, mark, next_batch, vote, purged, committed, failed: None }
+        Writer { shared, tail, mark, history, next_batch, vote, purged, committed, failed: None }
     }
 
     /// Serves jobs on a thread of its own until the last handle is gone.
@@ -186,15 +191,17 @@ impl Writer {
                 Vec::new()
             }
         };
-        for number in dead {
-            let path = self.shared.options.dir.join(recover::segment_name(number));
-            tracing::debug!(file = %path.display(), "segment purged");
-            self.shared.disk.remove(&path).map_err(WalError::io("remove", &path))?;
-            // One at a time: removals that reach the medium out of order would leave a hole.
-            let dir = &self.shared.options.dir;
-            self.shared.disk.sync_dir(dir).map_err(WalError::io("sync", dir))?;
+        if batch.purged.is_some() { self.retire(dead, batch.keep_from) } else { Ok(()) }
+    }
+
+    fn retire(&mut self, dead: Vec<(u64, Segment)>, keep_from: u64) -> Result<(), WalError> {
+        let disk = &*self.shared.disk;
+        for (number, Segment { file, max_index }) in dead {
+            tracing::debug!(segment = number, max_index, "no longer needed by the log");
+            let bytes = file.len().map_err(WalError::io("stat", &self.shared.options.dir))?;
+            self.history.retire(disk, number, max_index, bytes, keep_from)?;
         }
-        Ok(())
+        self.history.trim(disk, keep_from)
     }
 
     fn must_roll(&self, bytes: u64) -> bool {
@@ -263,6 +270,7 @@ struct Batch {
     done: Vec<Done>,
     vote: Option<Vote>,
     purged: Option<LogId>,
+    keep_from: u64,
     committed: Option<LogId>,
     closed: bool,
 }
@@ -288,9 +296,10 @@ impl Batch {
                 self.vote = Some(vote);
             }
             Change::Truncate(from) => record::push(out, Kind::Truncate, SCHEMA, from, &[]),
-            Change::Purge(id) => {
-                record::push(out, Kind::Purge, SCHEMA, id.index(), &codec::write_log_id(&id));
-                self.purged = Some(id);
+            Change::Purge { upto, keep_from } => {
+                let body = codec::write_log_id(&upto);
+                record::push(out, Kind::Purge, SCHEMA, upto.index(), &body);
+                (self.purged, self.keep_from) = (Some(upto), keep_from);
             }
             Change::Close => self.closed = true,
         }

@@ -83,10 +83,17 @@ impl Cluster {
             (cpus.saturating_sub(claim.cpus), memory.saturating_sub(claim.memory_mib))
         });
         let count = count as u64;
-        if node.cpus > 0 && u64::from(cpus) + count * u64::from(claim.cpus) > u64::from(node.cpus) {
+        // A claim of nothing fits even a node that is over-claimed while victims leave it.
+        if claim.cpus > 0
+            && node.cpus > 0
+            && u64::from(cpus) + count * u64::from(claim.cpus) > u64::from(node.cpus)
+        {
             return Err(format!("{} lacks cores", node.name));
         }
-        if node.memory_mib > 0 && memory + count * claim.memory_mib > node.memory_mib {
+        if claim.memory_mib > 0
+            && node.memory_mib > 0
+            && memory + count * claim.memory_mib > node.memory_mib
+        {
             return Err(format!("{} lacks memory", node.name));
         }
         Ok(())
@@ -116,15 +123,18 @@ impl Cluster {
         for id in holders {
             let job = self.jobs.get(id).expect("a holder is a live job");
             let Some(hold) = &job.hold else { continue };
-            let clear = hold.places.iter().all(|place| {
-                self.nodes.get(place.node).is_some_and(|node| {
-                    node.mask(|slot| slot.owner.is_some()).and(place.gpus).is_empty()
-                })
-            });
+            let gone = hold.victims.iter().all(|victim| !self.allocations.contains(*victim));
+            let clear = gone && hold.places.iter().all(|place| self.unowned(place));
             if clear {
                 self.bind_hold(id, outcome);
             }
         }
+    }
+
+    fn unowned(&self, place: &Place) -> bool {
+        self.nodes
+            .get(place.node)
+            .is_some_and(|node| node.mask(|slot| slot.owner.is_some()).and(place.gpus).is_empty())
     }
 
     fn bind_hold(&mut self, id: crate::JobId, outcome: &mut Outcome) {
@@ -145,8 +155,8 @@ impl Cluster {
         self.bind_gang(id, &hold.places, &why, outcome);
     }
 
-    /// Whether an allocation may be evicted for the GPUs that are `wanted`: an instance not on its way out
-    /// that has GPUs among them.
+    /// Whether an allocation may be evicted for places on the `wanted` nodes: an instance there
+    /// that is not on its way out. It need not have GPUs among them: a gang may lack cores alone.
     pub(super) fn check_victim(
         &self,
         id: AllocationId,
@@ -156,10 +166,7 @@ impl Cluster {
         if !matches!(victim.owner, Owner::Instance { .. }) || victim.stop.is_some() {
             return Err(format!("allocation {id} cannot be evicted"));
         }
-        let in_the_way = victim
-            .tasks
-            .iter()
-            .any(|task| wanted.get(&task.node).is_some_and(|gpus| !gpus.and(task.gpus).is_empty()));
+        let in_the_way = victim.tasks.iter().any(|task| wanted.contains_key(&task.node));
         if in_the_way { Ok(()) } else { Err(format!("allocation {id} is not in the way")) }
     }
 }

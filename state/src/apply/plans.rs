@@ -100,7 +100,13 @@ impl Cluster {
         }
         let (since_ms, index) = (self.meta.now_ms, self.meta.applied);
         let job = self.jobs.get_mut(id).expect("queued");
-        job.hold = Some(Hold { places: places.to_vec(), since_ms, deadline_ms, index });
+        job.hold = Some(Hold {
+            places: places.to_vec(),
+            victims: victims.to_vec(),
+            since_ms,
+            deadline_ms,
+            index,
+        });
         self.set_job_state(id, JobState::Holding);
         self.set_job_reason(id, why.to_owned());
         self.tell(id, format!("holds GPUs, {} fillers have notice: {why}", victims.len()), outcome);

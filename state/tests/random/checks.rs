@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use rowen_state::{
-    AllocationId, Cluster, Decision, Effect, Epoch, NodeId, Outcome, Owner, Reply, Stop, TaskPhase,
+    AllocationId, Cluster, Command, Decision, Effect, Epoch, NodeId, Outcome, Owner, Reply, Stop,
+    TaskPhase,
 };
 
 use crate::{
@@ -47,6 +48,7 @@ impl Memory {
         let is = desired(after);
         let was = std::mem::replace(&mut self.desired, is);
         check_pushes(before, (&was, &self.desired), outcome, after)?;
+        check_ends(before, &step.entry.command, after)?;
         check_transitions(before, outcome, after, coverage)?;
         self.check_fences(before, after)?;
         cover(before, step, &answer, after, coverage);
@@ -153,6 +155,29 @@ fn check_pushes(
     gone.map_or(Ok(()), |effect| Err(format!("{effect:?} to a node that is gone")))
 }
 
+/// Only a report of a task itself or the loss of its node ends it: whatever else frees GPUs
+/// would let two owners run on them.
+fn check_ends(before: &Cluster, command: &Command, after: &Cluster) -> Result<(), String> {
+    for (id, was) in before.allocations().iter() {
+        let is = after.allocations().get(id);
+        for (rank, task) in (0u32..).zip(&was.tasks).filter(|(_, task)| task.phase.live()) {
+            let lives = is.is_some_and(|is| is.tasks[rank as usize].phase.live());
+            let may_end = match command {
+                Command::NodeLost(node) | Command::ForgetNode(node) => *node == task.node,
+                Command::NodeUp(report) => report.node == task.node,
+                Command::Report(reports) => {
+                    reports.iter().any(|report| report.allocation == id && report.rank == rank)
+                }
+                _ => false,
+            };
+            if !lives && !may_end {
+                return Err(format!("task {rank} of allocation {id} was ended by nobody"));
+            }
+        }
+    }
+    Ok(())
+}
+
 /// Each change of a job's state leaves a line in its story.
 fn check_transitions(
     before: &Cluster,
@@ -204,7 +229,7 @@ fn cover(before: &Cluster, step: &Step, answer: &Answer, after: &Cluster, covera
             Some(_) => {}
         }
     }
-    if let (rowen_state::Command::CommitPlan(plan), Ok(Reply::Planned { accepted, rejected })) =
+    if let (Command::CommitPlan(plan), Ok(Reply::Planned { accepted, rejected })) =
         (&step.entry.command, answer)
     {
         let holds = plan.decisions.iter().filter(|d| matches!(d, Decision::Hold { .. })).count();

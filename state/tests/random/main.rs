@@ -57,6 +57,7 @@ const WANTED: &[&str] = &[
     "plan: some accepted, some rejected",
     "plan: none accepted, some rejected",
     "step: overlapping places",
+    "step: places in two domains",
     "step: wrong count of places",
     "step: wrong size of a place",
     "step: GPUs that do not exist",

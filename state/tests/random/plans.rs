@@ -158,7 +158,7 @@ pub(crate) fn garbage(rng: &mut Rng, cluster: &Cluster) -> Option<(&'static str,
         });
         fits.unwrap_or(Place { node: node.id, gpus: GpuMask::first(job.spec.resources.gpus) })
     };
-    Some(match rng.below(12) {
+    Some(match rng.below(13) {
         0 => {
             let job = queued.iter().find(|job| job.spec.workers > 1)?;
             let places = vec![free_place(job); job.spec.workers as usize];
@@ -234,6 +234,26 @@ pub(crate) fn garbage(rng: &mut Rng, cluster: &Cluster) -> Option<(&'static str,
                 "a victim not in the way",
                 Decision::Hold { job: job.id, places: vec![place], victims, why },
             )
+        }
+        11 => {
+            let job =
+                queued.iter().find(|job| job.spec.workers == 2 && job.spec.required.is_some())?;
+            let places: Vec<_> = nodes
+                .iter()
+                .filter_map(|node| {
+                    Some(Place {
+                        node: node.id,
+                        gpus: node.free().lowest(job.spec.resources.gpus)?,
+                    })
+                })
+                .collect();
+            let domain = |place: &Place| {
+                let pos = cluster.pos_of(place.node)?;
+                Some(cluster.index().domain_of(pos, job.spec.required?))
+            };
+            let first = *places.first()?;
+            let other = *places.iter().find(|place| domain(place) != domain(&first))?;
+            ("places in two domains", start(job, vec![first, other]))
         }
         10 => {
             let job = job?;
