@@ -302,7 +302,7 @@ impl Shell {
     }
 
     fn on_news(&mut self, key: TaskKey, phase: Phase) {
-        let exited = matches!(phase, Phase::Exited { .. });
+        let exited = phase.ended();
         let running = phase == Phase::Running;
         self.core.observe(key, phase);
         if running {

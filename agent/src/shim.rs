@@ -89,16 +89,27 @@ struct Shim {
     end: Option<End>,
     /// Of the first process that failed.
     failure: Option<(i32, String)>,
+    /// What ends it is not its own doing, nor an order: nobody must count it as its failure.
+    lost: bool,
 }
 
 impl Shim {
     fn new(spec: Spec, lease: LeaseReader, clients: Clients) -> Self {
-        Shim { spec, lease, clients, children: Children::default(), end: None, failure: None }
+        Shim {
+            spec,
+            lease,
+            clients,
+            children: Children::default(),
+            end: None,
+            failure: None,
+            lost: false,
+        }
     }
 
     /// All processes, or none: if one cannot start the others are killed.
     fn launch(&mut self) -> Result<(), String> {
         if clock::boottime_ms() >= self.lease.expires_ms() {
+            self.lost = true;
             return Err("the node lease had run out before the task could start".to_string());
         }
         if let Err(message) = self.children.launch(&self.spec) {
@@ -165,6 +176,7 @@ impl Shim {
         while let Ok(Some(signal)) = signals.read_signal() {
             if i32::try_from(signal.ssi_signo) != Ok(Signal::SIGCHLD as i32) {
                 let now = clock::boottime_ms();
+                self.lost |= self.failure.is_none();
                 self.stop(StopLine {
                     term_at_ms: now,
                     kill_at_ms: now + self.spec.notice_ms,
@@ -208,6 +220,7 @@ impl Shim {
     fn check_lease(&mut self) {
         let expires_ms = self.lease.expires_ms();
         if clock::boottime_ms() >= expires_ms {
+            self.lost |= self.failure.is_none();
             self.stop(StopLine {
                 term_at_ms: expires_ms,
                 kill_at_ms: expires_ms + self.spec.notice_ms,
@@ -248,7 +261,9 @@ impl Shim {
     fn status(&self, phase: ShimPhase, exit_code: i32, message: String) -> Status {
         let own = i32::try_from(std::process::id()).expect("pids fit");
         let shim: ProcessId = process::identify(own);
-        Status { phase, shim, processes: self.children.launched().to_vec(), exit_code, message }
+        let processes = self.children.launched().to_vec();
+        let lost = self.lost && exit_code != 0; // what ended well is done, whatever came after
+        Status { phase, shim, processes, exit_code, message, lost }
     }
 
     /// The file first: whoever hears of it on the socket may read it.

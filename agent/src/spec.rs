@@ -135,6 +135,9 @@ pub struct Status {
     pub exit_code: i32,
     /// Why, when it was not the task's own doing.
     pub message: String,
+    /// It ended through no fault of its own.
+    #[serde(default)]
+    pub lost: bool,
 }
 
 /// A line to a shim: end the task. Times on CLOCK_BOOTTIME, so that a line

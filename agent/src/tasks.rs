@@ -56,7 +56,7 @@ pub(crate) fn launch(shim: PathBuf, dir: PathBuf, spec: Spec, news: News) -> Sto
             Ok(stream) => follow(key, dir, stream, orders, news).await,
             Err(error) => {
                 let message = format!("shim: could not be started: {error}");
-                record_exit(&dir, LAUNCH_FAILED, &message);
+                record_end(&dir, LAUNCH_FAILED, &message, false);
                 let _ = news.send((key, Phase::Exited { code: LAUNCH_FAILED, message }));
             }
         }
@@ -149,13 +149,14 @@ async fn follow(
     }
     // The shim is gone. Either it was done, or it died and left the task.
     let found = tokio::task::spawn_blocking(move || bury(&dir)).await;
-    let exited = Phase::Exited { code: KILLED, message: "its shim died".to_string() };
-    let _ = news.send((key, found.unwrap_or(exited)));
+    let lost = Phase::Lost { message: "its shim died".to_string() };
+    let _ = news.send((key, found.unwrap_or(lost)));
 }
 
 fn phase(status: &Status) -> Phase {
     match status.phase {
         ShimPhase::Running => Phase::Running,
+        ShimPhase::Exited if status.lost => Phase::Lost { message: status.message.clone() },
         ShimPhase::Exited => {
             Phase::Exited { code: status.exit_code, message: status.message.clone() }
         }
@@ -172,8 +173,8 @@ fn bury(dir: &Path) -> Phase {
     }
     process::remove_cgroup(dir);
     let message = "its shim died".to_string();
-    record_exit(dir, KILLED, &message);
-    Phase::Exited { code: KILLED, message }
+    record_end(dir, KILLED, &message, true);
+    Phase::Lost { message }
 }
 
 /// How the task ended, if it did.
@@ -183,7 +184,7 @@ pub(crate) fn exit_of(dir: &Path) -> Option<Phase> {
 }
 
 /// Writes down an end that no shim could.
-fn record_exit(dir: &Path, exit_code: i32, message: &str) {
+fn record_end(dir: &Path, exit_code: i32, message: &str, lost: bool) {
     let nobody = spec::ProcessId { pid: 0, start_ticks: 0 };
     let status = Status {
         phase: ShimPhase::Exited,
@@ -191,6 +192,7 @@ fn record_exit(dir: &Path, exit_code: i32, message: &str) {
         processes: Vec::new(),
         exit_code,
         message: message.to_string(),
+        lost,
     };
     if let Err(error) = spec::write(&dir.join(spec::STATUS_FILE), &status) {
         tracing::warn!(task = %dir.display(), %error, "cannot write down how it ended");
@@ -240,8 +242,8 @@ fn find_one(dir: &Path, spec: &Spec, boot_id: &str) -> (Phase, Option<UnixStream
     }
     if spec.boot_id != boot_id {
         let message = "the machine restarted".to_string();
-        record_exit(dir, KILLED, &message);
-        return (Phase::Exited { code: KILLED, message }, None);
+        record_end(dir, KILLED, &message, true);
+        return (Phase::Lost { message }, None);
     }
     match at_socket(dir, UnixStream::connect) {
         Ok(stream) if dir.join(spec::STATUS_FILE).exists() => (Phase::Running, Some(stream)),

@@ -68,6 +68,7 @@ pub(crate) fn report(key: &TaskKey, task: &Task) -> v1::TaskReport {
         Phase::Starting => (v1::TaskPhase::Unspecified, 0, String::new()),
         Phase::Running => (v1::TaskPhase::Running, 0, String::new()),
         Phase::Ready => (v1::TaskPhase::Ready, 0, String::new()),
+        Phase::Lost { message } => (v1::TaskPhase::Lost, 0, message.clone()),
         Phase::Exited { code, message } => (v1::TaskPhase::Exited, *code, message.clone()),
     };
     v1::TaskReport {

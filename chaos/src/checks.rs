@@ -45,16 +45,16 @@ pub(crate) fn unrest(world: &mut World) {
 
 /// Everything that can be said of a world at rest.
 pub(crate) fn at_end(world: &mut World) {
-    let mut findings = Vec::new();
-    converged(world, &mut findings);
+    let mut findings = diverging(world);
     jobs_are_as_they_should_be(world, &mut findings);
     nothing_acknowledged_is_lost(world, &mut findings);
     replay(world, &mut findings);
     findings.into_iter().for_each(|finding| world.context.finding(finding));
 }
 
-/// On each machine runs what should run there, nothing else.
-fn converged(world: &World, findings: &mut Vec<String>) {
+/// Machines on which not exactly that runs which should run there.
+pub(crate) fn diverging(world: &World) -> Vec<String> {
+    let mut findings = Vec::new();
     let cluster = world.control.core.cluster();
     for machine in &world.machines {
         let wanted = desired_tasks(cluster, machine.node).into_iter();
@@ -66,6 +66,7 @@ fn converged(world: &World, findings: &mut Vec<String>) {
             findings.push(format!("machine {}: runs {runs:?}, should run {wanted:?}", machine.at));
         }
     }
+    findings
 }
 
 /// A job fails only if its own program does or its time is over.

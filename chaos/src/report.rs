@@ -55,7 +55,7 @@ impl Summary {
         let failures: Vec<String> = failures.collect();
         let violations = failures.len() as f64;
         let faults: u64 = self.faults.values().sum();
-        Report::new(command, &case, u128::from(self.digest), failures)
+        Report::begin(command, &case, u128::from(self.digest), failures)
             .figure("seeds", self.seeds as f64, "seeds")
             .figure("simulated_hours", (hours * 1_000.0).round() / 1_000.0, "h")
             .figure("violations", violations, "violations")

@@ -77,7 +77,10 @@ pub(crate) fn run(seed: u64) -> Outcome {
         }
         let now_ms = world.context.now_ms;
         rest_ms = checks::at_rest(&world).then(|| rest_ms.unwrap_or(now_ms));
-        if rest_ms.is_some_and(|since_ms| now_ms >= since_ms + REST_MS) {
+        let rested_ms = rest_ms.map_or(0, |since_ms| now_ms - since_ms);
+        // An instance may have ended just now, and the leader has not heard of it.
+        let settled = || rested_ms > 2 * REST_MS || checks::diverging(&world).is_empty();
+        if rested_ms >= REST_MS && settled() {
             break;
         }
         if now_ms > began_ms + faults_ms + REST_WITHIN_MS {

@@ -8,13 +8,12 @@ use std::cell::OnceCell;
 use rowen_state::{AllocationId, Cluster, GpuMask, Place};
 use rowen_topology::{DomainId, FlatIndex, Level, NodePos};
 
-use crate::{demand::Claim, node::DraftNode};
+use crate::{demand::Claim, node::{DraftNode, Fate}};
 
 /// The view with moves on top.
 pub(crate) struct Draft<'a> {
     pub(crate) view: &'a Cluster,
-    /// Free and reclaimable counts with the moves; on nodes not looked at, the view's, which may
-    /// count sick GPUs of fillers as reclaimable.
+    /// Free and reclaimable counts with the moves.
     index: FlatIndex,
     nodes: Vec<OnceCell<DraftNode>>,
     /// Nodes as they were before each move.
@@ -114,7 +113,8 @@ impl<'a> Draft<'a> {
 
     fn recount(&mut self, pos: NodePos) {
         let node = self.node(pos);
-        let (free, evictable) = (node.free.count() as u16, node.evictable().count() as u16);
+        let evictable = node.gpus_of(|fate| fate == Fate::Evictable);
+        let (free, evictable) = (node.free.count() as u16, evictable.count() as u16);
         self.index.set_node(pos, free, evictable);
     }
 }

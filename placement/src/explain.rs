@@ -94,6 +94,7 @@ fn queued(view: &Cluster, job: &Job, base: Explanation) -> Explanation {
     let levels = levels(&cycle.draft, &ask);
     let position = view.queue().take_while(|other| other.id != job.id).count() + 1;
     let base = Explanation { levels, queue_position: position as u32, ..base };
+    let before = cycle.draft.checkpoint();
     match cycle.consider(&ask) {
         Verdict::Start(placement) | Verdict::Hold(placement) => Explanation {
             summary: format!("job {} goes with the next plan: {}", job.id, placement.why),
@@ -102,6 +103,7 @@ fn queued(view: &Cluster, job: &Job, base: Explanation) -> Explanation {
             ..base
         },
         Verdict::Wait(reason) => {
+            cycle.draft.rollback(before); // what is kept for it does not stand in its way
             let first_end = first_end(&cycle.draft, &ask);
             Explanation {
                 summary: format!("job {} waits: {reason}", job.id),
@@ -137,8 +139,9 @@ fn binding(draft: &Draft<'_>, ask: &Ask) -> String {
     if reason::never(draft, ask).is_some() {
         return "the size and kind of the fabric".into();
     }
-    let room = Slots::of(draft, &ask.claim, Pool::Evicted);
+    let room = Slots::of(draft, &ask.claim, Pool::Soon);
     match reason::nearest(draft, &room, ask.required) {
+        Some((_, workers)) if workers >= ask.workers.into() => "GPUs that are coming free".into(),
         Some((nearest, _)) => Census::of(draft, &ask.claim, nearest).binding().into(),
         None => "a fabric".into(),
     }
@@ -184,7 +187,7 @@ fn first_end(draft: &Draft<'_>, ask: &Ask) -> Option<(u64, JobId)> {
         });
         fit::best_domain(draft, ask, &room).is_some()
     };
-    if ends.is_empty() || !fits_after(ends.len()) {
+    if !fits_after(ends.len()) || fits_after(0) {
         return None;
     }
     // The more have ended, the more fits: search for the first that is enough.

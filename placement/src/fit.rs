@@ -7,7 +7,7 @@ use rowen_topology::{DomainId, FlatIndex, Level, NodePos};
 use crate::{
     demand::{Ask, Claim, LevelWord},
     draft::Draft,
-    node::DraftNode,
+    node::{DraftNode, Fate},
 };
 
 /// Where a gang goes.
@@ -32,11 +32,11 @@ pub(crate) enum Pool {
 }
 
 impl Pool {
-    fn slots(self, node: &DraftNode, claim: &Claim) -> u32 {
+    pub(crate) fn slots(self, node: &DraftNode, claim: &Claim) -> u32 {
         match self {
             Pool::Free => node.slots_without(claim, &[]),
-            Pool::Evicted => node.evicted_slots(claim),
-            Pool::Soon => node.soon_slots(claim),
+            Pool::Evicted => node.slots(claim, |tenant| tenant.fate == Fate::Evictable),
+            Pool::Soon => node.slots(claim, |tenant| tenant.fate != Fate::Staying),
         }
     }
 

@@ -115,16 +115,21 @@ impl<'a> Cycle<'a> {
 
     fn decide(&mut self, job: &Job, verdict: Verdict) {
         let id: JobId = job.id;
-        self.decisions.push(match verdict {
+        let decision = match verdict {
             Verdict::Start(Placement { places, why, .. }) => {
                 Decision::Start { job: id, places, why }
             }
             Verdict::Hold(Placement { places, victims, why, .. }) => {
                 Decision::Hold { job: id, places, victims, why }
             }
-            // The same reason again would only fill the log.
-            Verdict::Wait(reason) if reason == job.reason => return,
-            Verdict::Wait(reason) => Decision::Wait { job: id, reason },
-        });
+            Verdict::Wait(reason) => {
+                let reason = reason::bounded(reason);
+                if reason == job.reason {
+                    return; // the same again would only fill the log
+                }
+                Decision::Wait { job: id, reason }
+            }
+        };
+        self.decisions.push(decision);
     }
 }

@@ -73,18 +73,7 @@ impl DraftNode {
 
     /// How many workers fit once the tenants of which `gone` says yes have gone.
     pub(crate) fn slots(&self, claim: &Claim, gone: impl Fn(&Tenant) -> bool) -> u32 {
-        let mut gpus = self.free;
-        let (mut cpus, mut memory_mib) = (self.claimed_cpus, self.claimed_memory_mib);
-        for tenant in self.tenants.iter().filter(|tenant| gone(tenant)) {
-            gpus = gpus.or(tenant.gpus);
-            cpus = cpus.saturating_sub(tenant.cpus);
-            memory_mib = memory_mib.saturating_sub(tenant.memory_mib);
-        }
-        (gpus.count() / claim.gpus).min(times(self.cpus, cpus, claim.cpus)).min(times(
-            self.memory_mib,
-            memory_mib,
-            claim.memory_mib,
-        ))
+        self.room(self.tenants.iter().filter(|tenant| gone(tenant))).slots(claim)
     }
 
     /// Likewise once exactly `victims` have gone.
@@ -92,95 +81,74 @@ impl DraftNode {
         self.slots(claim, |tenant| victims.contains(&tenant.allocation))
     }
 
-    /// How many workers fit once fillers are evicted as apply allows it: each victim has GPUs among
-    /// the places, so a worker of few GPUs cannot clear many fillers for their cores.
-    pub(crate) fn evicted_slots(&self, claim: &Claim) -> u32 {
-        let most = self.slots(claim, |tenant| tenant.fate == Fate::Evictable);
-        if self.only_gpus_matter(claim) {
-            return most;
-        }
-        (1..=most).rev().find(|workers| self.victims(claim, *workers).is_some()).unwrap_or(0)
+    /// GPUs of the tenants with such a fate.
+    pub(crate) fn gpus_of(&self, such: impl Fn(Fate) -> bool) -> GpuMask {
+        let tenants = self.tenants.iter().filter(|tenant| such(tenant.fate));
+        tenants.fold(GpuMask::NONE, |mask, tenant| mask.or(tenant.gpus))
     }
 
-    /// How many workers will fit: likewise, and once what already leaves has left.
-    pub(crate) fn soon_slots(&self, claim: &Claim) -> u32 {
-        if self.only_gpus_matter(claim) {
-            return self.slots(claim, |tenant| tenant.fate != Fate::Staying);
-        }
-        let left = self.slots(claim, |tenant| tenant.fate == Fate::Leaving);
-        left.max(self.evicted_slots(claim))
-    }
-
-    fn only_gpus_matter(&self, claim: &Claim) -> bool {
-        let host = times(self.cpus, self.claimed_cpus, claim.cpus).min(times(
-            self.memory_mib,
-            self.claimed_memory_mib,
-            claim.memory_mib,
-        ));
-        host == u32::MAX
-    }
-
-    /// GPUs that evictions could give.
-    pub(crate) fn evictable(&self) -> GpuMask {
-        self.tenants
-            .iter()
-            .filter(|tenant| tenant.fate == Fate::Evictable)
-            .fold(GpuMask::NONE, |mask, tenant| mask.or(tenant.gpus))
-    }
-
-    /// The cheapest victims found that make room for `workers`, with what they lose. Dropping any
-    /// one of them breaks the fit. Two orders of dropping are tried: the dearest first, which is
-    /// right where one small victim is enough, and the dearest a GPU first, which is right where
-    /// one large victim spares several small ones.
-    pub(crate) fn victims(&self, claim: &Claim, workers: u32) -> Option<(u128, Vec<AllocationId>)> {
-        let mut order: Vec<&Tenant> =
+    /// The cheapest victims found for each number of workers up to `most`, by rising workers.
+    /// Dropping any one of them breaks the fit. Two orders of dropping are tried: the dearest
+    /// first, which is right where one small victim is enough, and the dearest a GPU first, which
+    /// is right where one large victim spares several small ones.
+    pub(crate) fn offers(&self, claim: &Claim, most: u32) -> Vec<Offer> {
+        let mut dearest: Vec<&Tenant> =
             self.tenants.iter().filter(|tenant| tenant.fate == Fate::Evictable).collect();
-        order.sort_by_key(|tenant| (tenant.loss_micros, tenant.notice_ms, tenant.allocation));
-        let dearest = self.drop_superfluous(claim, workers, &order);
-        order.sort_by_key(|tenant| tenant.loss_micros / u128::from(tenant.gpus.count()));
-        let dearest_a_gpu = self.drop_superfluous(claim, workers, &order);
-        [dearest, dearest_a_gpu].into_iter().flatten().min_by_key(|(loss_micros, _)| *loss_micros)
+        dearest.sort_by_key(|tenant| (tenant.loss_micros, tenant.notice_ms, tenant.allocation));
+        let mut dearest_a_gpu = dearest.clone();
+        dearest_a_gpu.sort_by_key(|t| t.loss_micros / u128::from(t.gpus.count().max(1)));
+        let offer = |workers| {
+            let orders = [&dearest, &dearest_a_gpu].into_iter();
+            let victims = orders.filter_map(|order| self.needed(claim, workers, order));
+            let loss_micros = |these: &Vec<&Tenant>| these.iter().map(|t| t.loss_micros).sum();
+            let (loss_micros, victims) =
+                victims.map(|these| (loss_micros(&these), these)).min_by_key(|(loss, _)| *loss)?;
+            let victims = victims.into_iter().map(|tenant| tenant.allocation).collect();
+            Some(Offer { workers, loss_micros, victims })
+        };
+        (1..=most).map_while(offer).collect()
     }
 
     /// Starts from all tenants in `order` and drops from its end whom the fit does not need.
-    fn drop_superfluous(
+    fn needed<'t>(
         &self,
         claim: &Claim,
         workers: u32,
-        order: &[&Tenant],
-    ) -> Option<(u128, Vec<AllocationId>)> {
-        let mut victims: Vec<AllocationId> = order.iter().map(|tenant| tenant.allocation).collect();
-        if self.slots_without(claim, &victims) < workers {
+        order: &[&'t Tenant],
+    ) -> Option<Vec<&'t Tenant>> {
+        let mut room = self.room(order.iter().copied());
+        if room.slots(claim) < workers {
             return None;
         }
-        let mut loss_micros: u128 = order.iter().map(|tenant| tenant.loss_micros).sum();
-        for (at, tenant) in order.iter().enumerate().rev() {
-            let dropped = victims.remove(at);
-            if self.slots_without(claim, &victims) >= workers {
-                loss_micros -= tenant.loss_micros;
-            } else {
-                victims.insert(at, dropped);
+        let mut needed = Vec::new();
+        for tenant in order.iter().rev() {
+            let with = room;
+            room.stays(tenant);
+            if room.slots(claim) < workers {
+                room = with;
+                needed.push(*tenant);
             }
         }
-        // Apply wants GPUs of each victim among the places.
-        (victims.len() as u64 <= u64::from(workers) * u64::from(claim.gpus))
-            .then_some((loss_micros, victims))
+        Some(needed)
     }
 
-    /// GPUs for `count`, at least one of each victim. Victims' GPUs go before free ones, which can
-    /// be filled at once while the others still drain.
+    fn room<'t>(&self, gone: impl Iterator<Item = &'t Tenant>) -> Room {
+        let mut room = Room {
+            gpus: self.free.count(),
+            cpus: (self.cpus, self.claimed_cpus),
+            memory_mib: (self.memory_mib, self.claimed_memory_mib),
+        };
+        gone.for_each(|tenant| room.leaves(tenant));
+        room
+    }
+
+    /// `count` GPUs. Victims' go before free ones, which can be filled at once while the others
+    /// still drain.
     pub(crate) fn pick(&self, count: u32, victims: &[AllocationId]) -> Option<GpuMask> {
-        let mut chosen = GpuMask::NONE;
-        let mut theirs = GpuMask::NONE;
-        for tenant in self.tenants.iter().filter(|tenant| victims.contains(&tenant.allocation)) {
-            chosen = chosen.or(tenant.gpus.lowest(1)?);
-            theirs = theirs.or(tenant.gpus);
-        }
-        let rest = count.checked_sub(chosen.count())?;
-        let more = theirs.without(chosen);
-        chosen = chosen.or(more.lowest(rest.min(more.count()))?);
-        let rest = count - chosen.count();
-        Some(chosen.or(self.free.lowest(rest)?))
+        let leaving = self.tenants.iter().filter(|t| victims.contains(&t.allocation));
+        let theirs = leaving.fold(GpuMask::NONE, |mask, tenant| mask.or(tenant.gpus));
+        let chosen = theirs.lowest(count.min(theirs.count()))?;
+        Some(chosen.or(self.free.lowest(count - chosen.count())?))
     }
 
     /// Begins to take a filler instance's GPUs back.
@@ -204,16 +172,49 @@ impl DraftNode {
     }
 }
 
-/// How often `each` fits into what `claimed` leaves of `total`. Not even nothing fits where more is
-/// claimed than there is, as it is while fillers drain on a node that is held: apply sees it so.
-fn times(total: u64, claimed: u64, each: u64) -> u32 {
-    match (total, total.checked_sub(claimed)) {
-        (0, _) => u32::MAX,
-        (_, None) => 0,
-        (_, Some(left)) => {
-            left.checked_div(each).map_or(u32::MAX, |n| u32::try_from(n).unwrap_or(u32::MAX))
-        }
+/// What a node can do for a gang, and for what.
+pub(crate) struct Offer {
+    pub(crate) workers: u32,
+    pub(crate) loss_micros: u128,
+    pub(crate) victims: Vec<AllocationId>,
+}
+
+/// What a node has for workers. Shares of tenants are disjoint, so counts are enough.
+#[derive(Clone, Copy)]
+struct Room {
+    gpus: u32,
+    /// All there are (0: not counted), and those claimed.
+    cpus: (u64, u64),
+    memory_mib: (u64, u64),
+}
+
+impl Room {
+    fn leaves(&mut self, tenant: &Tenant) {
+        self.gpus += tenant.gpus.count();
+        self.cpus.1 -= tenant.cpus;
+        self.memory_mib.1 -= tenant.memory_mib;
     }
+
+    fn stays(&mut self, tenant: &Tenant) {
+        self.gpus -= tenant.gpus.count();
+        self.cpus.1 += tenant.cpus;
+        self.memory_mib.1 += tenant.memory_mib;
+    }
+
+    fn slots(&self, claim: &Claim) -> u32 {
+        (self.gpus / claim.gpus)
+            .min(times(self.cpus, claim.cpus))
+            .min(times(self.memory_mib, claim.memory_mib))
+    }
+}
+
+/// How often `each` fits into what `claimed` leaves of `total`. More may be claimed than there is,
+/// while fillers drain on a node that is held; a claim of nothing fits even then, as in apply.
+fn times((total, claimed): (u64, u64), each: u64) -> u32 {
+    if total == 0 || each == 0 {
+        return u32::MAX;
+    }
+    u32::try_from(total.saturating_sub(claimed) / each).unwrap_or(u32::MAX)
 }
 
 fn tenant(view: &Cluster, node: &Node, allocation: &Allocation) -> Tenant {
@@ -226,8 +227,9 @@ fn tenant(view: &Cluster, node: &Node, allocation: &Allocation) -> Tenant {
     let fate = match allocation.owner {
         _ if leaving == Some(true) => Fate::Leaving,
         _ if leaving == Some(false) => Fate::Staying,
-        Owner::Instance { .. } if !gpus.is_empty() => Fate::Evictable,
-        Owner::Instance { .. } | Owner::Gang { .. } => Fate::Staying,
+        // Even one whose GPUs are all sick: it may have the cores that a gang lacks.
+        Owner::Instance { .. } => Fate::Evictable,
+        Owner::Gang { .. } => Fate::Staying,
     };
     Tenant {
         allocation: allocation.id,

@@ -1,7 +1,8 @@
 //! Why something does not fit, in one sentence with numbers.
 //!
 //! A reason is written to the log when it changes, so it holds nothing that moves by itself: no
-//! times, no counts of what does not matter, and fillers' GPUs count as if they were free.
+//! times, no counts of what does not matter, and GPUs of fillers, and those coming free, count as
+//! if they were free.
 
 use rowen_state::Filler;
 use rowen_topology::{DomainId, Level};
@@ -13,12 +14,25 @@ use crate::{
     node::Fate,
 };
 
+/// Longest reason. The state keeps 512 bytes of it: a longer one would never be found to be the
+/// one that is there already, and would be proposed again for ever.
+const REASON_BYTES: usize = 480;
+
+/// The head of a reason with the longest names.
+pub(crate) fn bounded(mut reason: String) -> String {
+    if reason.len() > REASON_BYTES {
+        reason.truncate(reason.floor_char_boundary(REASON_BYTES));
+        reason.push('…');
+    }
+    reason
+}
+
 /// Why a gang that no pass could place waits.
 pub(crate) fn why_not(draft: &Draft<'_>, ask: &Ask) -> String {
     if let Some(reason) = never(draft, ask) {
         return reason;
     }
-    let room = Slots::of(draft, &ask.claim, Pool::Evicted);
+    let room = Slots::of(draft, &ask.claim, Pool::Soon);
     let Some((nearest, workers)) = nearest(draft, &room, ask.required) else {
         return "the fabric has no nodes yet".into();
     };
@@ -110,12 +124,11 @@ pub(crate) fn nearest(draft: &Draft<'_>, room: &Slots, level: Level) -> Option<(
     with_room.max_by_key(|(domain, room)| (*room, std::cmp::Reverse(*domain)))
 }
 
-/// What has become of the GPUs of a domain that a claim cannot use.
+/// What has become of the GPUs of a domain that a claim cannot use, not even soon.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Census {
     gangs: u32,
     kept: u32,
-    leaving: u32,
     down: u32,
     fragments: u32,
     no_host: u32,
@@ -134,18 +147,11 @@ impl Census {
             }
             let node = draft.node(pos);
             let sick = machine.mask(|slot| !slot.healthy).count();
-            let leaving: u32 = node
-                .tenants
-                .iter()
-                .filter(|tenant| tenant.fate == Fate::Leaving)
-                .map(|tenant| tenant.gpus.count())
-                .sum();
-            let open = node.free.or(node.evictable()).count();
-            let slots = node.evicted_slots(claim);
+            let open = node.free.or(node.gpus_of(|fate| fate != Fate::Staying)).count();
+            let slots = Pool::Soon.slots(node, claim);
             census.down += sick;
-            census.leaving += leaving;
             census.kept += node.kept;
-            census.gangs += gpus - sick - leaving - open - node.kept;
+            census.gangs += gpus - sick - open - node.kept;
             census.fragments += open % claim.gpus;
             census.no_host += (open / claim.gpus - slots) * claim.gpus;
         }
@@ -157,7 +163,6 @@ impl Census {
         let parts = [
             (self.gangs, "gangs have"),
             (self.kept, "kept for a gang ahead:"),
-            (self.leaving, "coming free:"),
             (self.down, "down, silent or out of service:"),
             (self.fragments, "in pieces too small:"),
             (self.no_host, "without cores or memory:"),
@@ -174,7 +179,6 @@ impl Census {
             (self.down, "GPUs that are down or out of service"),
             (self.fragments, "fragmentation"),
             (self.no_host, "cores or memory"),
-            (self.leaving, "GPUs that are being cleared"),
         ];
         let most = kinds.into_iter().rev().max_by_key(|(count, _)| *count);
         most.map_or("GPUs", |(_, what)| what)

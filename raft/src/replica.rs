@@ -28,6 +28,7 @@ use crate::{
     disk::{Disk, DiskLock, RealDisk},
     log_store::LogStore,
     machine::Applier,
+    seed,
     snapshots::Snapshots,
     transport::{Dial, Peers, RaftService, TransportService, dial_tcp, fetch_archive},
     types::{EntryBytes, TypeConfig},
@@ -150,6 +151,7 @@ impl Replica {
         let lock = disk.lock(&config.dir.join("LOCK")).map_err(io)?;
         let lock =
             lock.ok_or_else(|| OpenError::Locked { dir: config.dir.display().to_string() })?;
+        seed::check_finished(&*disk, &config.dir)?;
         let may_block = !disk.is_simulated();
         let snapshots = Arc::new(Snapshots::open(
             disk.clone(),
@@ -165,11 +167,8 @@ impl Replica {
                 return Err(error.into());
             }
         };
-        let log = LogStore {
-            wal: wal.clone(),
-            archive: archive.clone(),
-            snapshots: snapshots.clone(),
-        };
+        let log =
+            LogStore { wal: wal.clone(), archive: archive.clone(), snapshots: snapshots.clone() };
         let applier = Applier::new(machine, archive.clone(), snapshots.clone(), may_block);
         let peers = Peers::new(config.id.0, dial);
         let core = Raft::new(config.id.0, raft_config, peers.clone(), log, applier);
@@ -409,7 +408,7 @@ async fn open_archive(dir: &Path) -> Result<Archive, ArchiveError> {
     Archive::open(dir)
 }
 
-fn wal_options(config: &ReplicaConfig) -> WalOptions {
+pub(crate) fn wal_options(config: &ReplicaConfig) -> WalOptions {
     WalOptions {
         dir: config.dir.join("log"),
         segment_bytes: config.segment_bytes,

@@ -10,8 +10,8 @@ use crate::liveness::Margins;
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// Its id in the Raft group, from 1. Never reused.
-    pub replica: u64,
+    /// Its id in the Raft group. Left out, as it should be: the data folder knows it.
+    pub replica: Option<u64>,
     /// Folder of the WAL, the snapshots and the archive.
     pub data: PathBuf,
     /// Where it listens.
@@ -58,7 +58,7 @@ impl Config {
     /// Every limit; one line with the field and the fix.
     pub fn validate(&self) -> Result<(), String> {
         let timing = &self.timing;
-        if self.replica == 0 {
+        if self.replica == Some(0) {
             return Err("replica: is 0; ids begin at 1".into());
         }
         if timing.heartbeat_ms == 0 || timing.heartbeat_ms * 3 > timing.node_lease_ms {

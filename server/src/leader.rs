@@ -210,7 +210,6 @@ async fn finished(planning: &mut Option<JoinHandle<()>>) {
 
 /// Sends a node its whole desired state, if its agent is attached here.
 pub(crate) fn push(server: &Server, view: &Cluster, node: NodeId) {
-    let term = server.replica.leadership().borrow().term;
-    let desired = convert::desired(view, node, term, server.clock.now_ms());
+    let desired = convert::desired(view, node, server.term(), server.clock.now_ms());
     server.sessions.send(node, server_message::Kind::Desired(desired));
 }

@@ -19,9 +19,11 @@ mod members;
 mod serve;
 mod server;
 mod services;
+mod setup;
 
 pub use auth::{Principal, Role, rule};
 pub use config::{Config, Timing};
 pub use core::{Answer, Core, Step, desired_tasks};
 pub use liveness::{Margins, Watch};
 pub use serve::serve;
+pub use setup::{init, join, restore};

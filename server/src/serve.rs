@@ -2,8 +2,8 @@
 
 use std::{sync::Arc, time::Duration};
 
-use anyhow::{Context, bail};
-use rowen_raft::{Member, Replica, ReplicaConfig, ReplicaId};
+use anyhow::Context;
+use rowen_raft::Replica;
 use tokio::{
     net::TcpListener,
     sync::{mpsc, watch},
@@ -11,8 +11,8 @@ use tokio::{
 use tonic::transport::server::TcpIncoming;
 
 use crate::{
-    agents::Sessions, auth::Authorization, clock::Clock, config::Config, leader, machine::Machine,
-    server::Server, services,
+    agents::Sessions, auth::Authorization, clock::Clock, config::Config, leader, members,
+    server::Server, services, setup,
 };
 
 /// Serves `config` until `shutdown` resolves. An error means that the replica could
@@ -25,7 +25,8 @@ pub async fn serve(
     let listener = TcpListener::bind(config.listen).await.with_context(|| {
         format!("listen: cannot listen on {}; choose another address", config.listen)
     })?;
-    let (replica, feed) = open(&config).await?;
+    let identity = setup::identify(&config)?;
+    let (replica, feed) = setup::open(&config, identity).await?;
     let (renewals, received) = mpsc::channel(leader::RENEWALS);
     let mut failed = replica.failed();
     let (stop_sender, mut stopped) = watch::channel(None);
@@ -54,7 +55,7 @@ pub async fn serve(
         let _ = closed.await;
     });
     tokio::pin!(serving);
-    tracing::info!(listen = %server.config.listen, replica = server.config.replica, "serving");
+    tracing::info!(listen = %server.config.listen, replica = identity.replica, "serving");
 
     let outcome = tokio::select! {
         result = &mut serving => result.context("the gRPC server stopped"),
@@ -62,6 +63,7 @@ pub async fn serve(
         why = failure(&mut failed) => Err(anyhow::anyhow!("the replica stopped itself: {why}")),
         why = failure(&mut stopped) => Err(anyhow::anyhow!("the replica stopped itself: {why}")),
     };
+    hand_over(&replica).await;
     // Streams of agents and watchers end with their sessions; nobody is waited for long.
     server.sessions.detach_all();
     let _ = close.send(());
@@ -71,22 +73,17 @@ pub async fn serve(
     outcome
 }
 
-async fn open(config: &Config) -> anyhow::Result<(Replica, crate::machine::Feed)> {
-    let (machine, feed) = Machine::new();
-    let id = ReplicaId(config.replica);
-    let replica = Replica::open(ReplicaConfig::new(id, config.data.clone()), machine)
-        .await
-        .with_context(|| format!("data: cannot open {}", config.data.display()))?;
-    if !replica.is_initialized().await? {
-        if !config.bootstrap {
-            bail!(
-                "data: {} holds no replica; set bootstrap = true for a new cluster",
-                config.data.display()
-            );
-        }
-        replica.initialize(vec![Member { id, addr: config.address() }]).await?;
+/// A leader that stops on purpose does not let the others find out by silence.
+async fn hand_over(replica: &Replica) {
+    let mut leadership = replica.leadership();
+    if !leadership.borrow().is_leader {
+        return;
     }
-    Ok((replica, feed))
+    let Some(to) = members::successor(&replica.members(), replica.id()) else { return };
+    if replica.transfer_leadership(to).await.is_ok() {
+        let gone = leadership.wait_for(|state| !state.is_leader);
+        let _ = tokio::time::timeout(Duration::from_secs(1), gone).await;
+    }
 }
 
 async fn failure(failed: &mut watch::Receiver<Option<String>>) -> String {

@@ -80,6 +80,13 @@ impl Server {
         Ok(self.feed.views.borrow().clone())
     }
 
+    /// What agents fence leaders by: it rises with every leader, and with every restore
+    /// from a backup, which may start with a lower Raft term than agents have seen.
+    pub(crate) fn term(&self) -> u64 {
+        let term = self.replica.leadership().borrow().term;
+        (self.view().meta().incarnation << 32) | term
+    }
+
     /// Makes this replica stop serving; the process ends with `why`.
     pub(crate) fn stop(&self, why: String) {
         tracing::error!(why, "this replica stops");

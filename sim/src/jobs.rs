@@ -143,7 +143,7 @@ fn report(world: &World, options: &Options, too_large: u32) -> Report {
     let served_by =
         options.filler.as_ref().map_or("none".into(), |f| format!("notice:{}ms", f.notice_ms));
     let case = format!("nodes={} gpus={} filler={served_by}", options.nodes, options.gpus);
-    Report::new("sim jobs", &case, world.cluster().state_hash(), failures)
+    Report::begin("sim jobs", &case, world.cluster().state_hash(), failures)
         .figure("jobs", jcts.len() as f64, "jobs")
         .figure("jobs_too_large", f64::from(too_large), "jobs")
         .figure("queueing_delay_mean", mean_s(&waits), "s")

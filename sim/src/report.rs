@@ -40,8 +40,13 @@ pub struct Report {
 }
 
 impl Report {
-    /// A report; it is good when nothing failed.
-    pub fn new(command: &str, case: &str, state_hash: u128, failures: Vec<String>) -> ReportMaker {
+    /// Begins a report; it is good when nothing failed.
+    pub fn begin(
+        command: &str,
+        case: &str,
+        state_hash: u128,
+        failures: Vec<String>,
+    ) -> ReportMaker {
         let report = Report {
             command: command.to_owned(),
             version: env!("CARGO_PKG_VERSION"),
@@ -106,10 +111,10 @@ mod tests {
 
     #[test]
     fn a_failure_makes_a_report_bad() {
-        let good = Report::new("sim jobs", "gpus=8", 1, Vec::new()).figure("jobs", 2.0, "jobs");
+        let good = Report::begin("sim jobs", "gpus=8", 1, Vec::new()).figure("jobs", 2.0, "jobs");
         let good = good.finish();
         assert_eq!((good.ok, good.value("jobs")), (true, Some(2.0)));
         assert!(good.json().contains(r#""figures":[{"name":"jobs","case":"gpus=8","value":2.0"#));
-        assert!(!Report::new("sim jobs", "", 1, vec!["lost".into()]).finish().ok);
+        assert!(!Report::begin("sim jobs", "", 1, vec!["lost".into()]).finish().ok);
     }
 }

@@ -69,7 +69,7 @@ fn a_gang_waits_for_fillers_exactly_as_long_as_their_notice() {
 }
 
 #[test]
-fn fillers_do_not_make_gangs_wait_longer_than_their_notice() {
+fn fillers_raise_utilisation_and_every_gang_still_runs() {
     let csv = busy_trace(150);
     let without = play(&csv, &Options { pace: paced(7), ..Options::new(4, 8).unwrap() });
     let with =

@@ -161,6 +161,22 @@ impl Cluster {
         &self.nodes
     }
 
+    /// The state as a cluster restored from a backup begins with it: a new incarnation, so that
+    /// epochs of before are older than any of after, and one replica with an id never used.
+    #[must_use]
+    pub fn reincarnate(mut self, addr: &str) -> (Cluster, ReplicaId) {
+        self.meta.incarnation += 1;
+        for id in self.replicas.iter().map(|(id, _)| id).collect::<Vec<_>>() {
+            self.replicas.remove(id);
+        }
+        self.meta.last_replica += 1;
+        let id = ReplicaId(self.meta.last_replica);
+        let admitted_ms = self.meta.now_ms;
+        self.replicas.insert(id, Replica { id, addr: addr.to_owned(), admitted_ms });
+        self.replicas.settle();
+        (self, id)
+    }
+
     /// The node of that name.
     pub fn node_named(&self, name: &str) -> Option<&Node> {
         self.nodes.get(*self.derived.by_name.get(name)?)

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::{
-    Allocation, AllocationId, Class, Cluster, FillerId, FillerState, GpuMask, Job, JobId, JobState,
+    Allocation, AllocationId, Class, Cluster, FillerId, FillerState, Job, JobId, JobState,
     Liveness, Node, NodeId, Owner, TaskPhase, ledger::UsageKey,
 };
 
@@ -156,7 +156,8 @@ impl Cluster {
                 "a hold belongs to a holding job",
                 || format!("job {id} is {:?}", job.state),
             );
-            let mut waits = false;
+            let victims = job.hold.iter().flat_map(|hold| &hold.victims);
+            let waits = victims.filter(|id| self.allocations.contains(**id)).count() > 0;
             for place in job.hold.iter().flat_map(|hold| &hold.places) {
                 let node = self.nodes.get(place.node);
                 findings.check(
@@ -164,8 +165,6 @@ impl Cluster {
                     "holds lie on schedulable nodes",
                     || format!("job {id} on node {}", place.node),
                 );
-                let owned = node.map_or(GpuMask::NONE, |n| n.mask(|slot| slot.owner.is_some()));
-                waits |= !place.gpus.and(owned).is_empty();
                 for ordinal in place.gpus.iter() {
                     let other = held.insert((place.node, ordinal), id);
                     findings.check(other.is_none(), "one hold a GPU", || {

@@ -85,6 +85,19 @@ pub enum Phase {
         /// Why, when it was not its own doing.
         message: String,
     },
+    /// No process of it lives, through no fault of its own: the node lease ran out, the machine
+    /// restarted, its shim died. Never counted as a failure of its job.
+    Lost {
+        /// Which of these.
+        message: String,
+    },
+}
+
+impl Phase {
+    /// Whether no process of the task lives.
+    pub fn ended(&self) -> bool {
+        matches!(self, Phase::Exited { .. } | Phase::Lost { .. })
+    }
 }
 
 /// A task as it is on the node.
@@ -105,7 +118,7 @@ pub struct Task {
 impl Task {
     /// Whether a process of it may live.
     pub fn lives(&self) -> bool {
-        !matches!(self.phase, Phase::Exited { .. })
+        !self.phase.ended()
     }
 }
 

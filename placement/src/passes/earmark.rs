@@ -16,16 +16,9 @@ use crate::{
 pub(crate) fn earmark(draft: &mut Draft<'_>, ask: &Ask) -> Option<String> {
     let slots = Slots::of(draft, &ask.claim, Pool::Soon);
     let domain = fit::best_domain(draft, ask, &slots)?;
-    let before = draft.checkpoint();
-    let mut leaving = 0;
     for (pos, workers) in fit::spread(draft, &slots, domain, ask.workers.into()) {
         let gpus = soonest(draft.node(pos), workers * ask.claim.gpus);
-        leaving += gpus.and(held_by(draft.node(pos), Fate::Leaving)).count();
         draft.earmark(pos, gpus, &ask.claim, workers);
-    }
-    if leaving == 0 {
-        draft.rollback(before); // nothing to wait for
-        return None;
     }
     Some(format!(
         "needs {}: {} holds it once what already ends there has ended",
@@ -37,14 +30,10 @@ pub(crate) fn earmark(draft: &mut Draft<'_>, ask: &Ask) -> Option<String> {
 /// What leaves first, then what is free, then fillers' GPUs.
 fn soonest(node: &DraftNode, count: u32) -> GpuMask {
     let mut chosen = GpuMask::NONE;
-    for pool in [held_by(node, Fate::Leaving), node.free, held_by(node, Fate::Evictable)] {
+    let of = |fate| node.gpus_of(|other| other == fate);
+    for pool in [of(Fate::Leaving), node.free, of(Fate::Evictable)] {
         let rest = count - chosen.count();
         chosen = chosen.or(pool.lowest(rest.min(pool.count())).expect("no more than there are"));
     }
     chosen
-}
-
-fn held_by(node: &DraftNode, fate: Fate) -> GpuMask {
-    let tenants = node.tenants.iter().filter(|tenant| tenant.fate == fate);
-    tenants.fold(GpuMask::NONE, |mask, tenant| mask.or(tenant.gpus))
 }

@@ -88,7 +88,7 @@ impl Filling {
 
     fn give_reasons(&self, cycle: &mut Cycle<'_>) {
         for filler in cycle.view.fillers().values() {
-            let Some(reason) = self.reason(cycle, filler) else { continue };
+            let Some(reason) = self.reason(cycle, filler).map(reason::bounded) else { continue };
             if reason != filler.reason && cycle.decisions.len() < MAX_DECISIONS {
                 cycle.decisions.push(Decision::Unfilled { filler: filler.id, reason });
             }

@@ -17,7 +17,7 @@ use crate::{
     demand::{Ask, Claim},
     draft::Draft,
     fit::{self, Placement, Pool, Slots},
-    node::Tenant,
+    node::{Offer, Tenant},
 };
 
 /// What an hour of a gang's GPU is taken to be worth while it waits.
@@ -106,13 +106,6 @@ fn try_on(
     Some(Placement { places, victims, notice_ms, why })
 }
 
-/// What a node can do for a gang, and for what.
-struct Offer {
-    workers: u32,
-    loss_micros: u128,
-    victims: Vec<AllocationId>,
-}
-
 /// Every node's offers by rising workers, the empty one (nobody leaves, nobody comes) left out.
 struct Offers {
     by_node: BTreeMap<NodePos, Vec<Offer>>,
@@ -121,15 +114,8 @@ struct Offers {
 impl Offers {
     fn new(draft: &Draft<'_>, ask: &Ask, slots: &Slots) -> Offers {
         let nodes = draft.positions().filter(|pos| slots.at(*pos) > 0);
-        let by_node = nodes.map(|pos| {
-            let most = slots.at(pos).min(ask.workers);
-            let offer = |workers| {
-                let (loss_micros, victims) = draft.node(pos).victims(&ask.claim, workers)?;
-                Some(Offer { workers, loss_micros, victims })
-            };
-            (pos, (1..=most).filter_map(offer).collect())
-        });
-        Offers { by_node: by_node.collect() }
+        let offers = |pos| draft.node(pos).offers(&ask.claim, slots.at(pos).min(ask.workers));
+        Offers { by_node: nodes.map(|pos| (pos, offers(pos))).collect() }
     }
 
     /// Takes the offer that costs least a worker, again and again; then drops every victim that a

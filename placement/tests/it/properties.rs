@@ -1,13 +1,11 @@
 //! Random worlds: every plan is carried out, disturbs no more than it must, and finds what an
 //! exhaustive search finds.
 
-use std::collections::BTreeSet;
-
 use proptest::prelude::*;
 use rowen_placement::plan;
 use rowen_state::{
-    Cluster, Command, Decision, FillerState, GpuMask, Job, Node, NodeId, Place, Plan, Reply,
-    Resources, TaskPhase,
+    AllocationId, Cluster, Command, Decision, FillerState, GpuMask, GpuSlot, Job, Node, NodeId,
+    Owner, Place, Plan, Reply, Resources, TaskPhase,
 };
 use rowen_topology::{DomainId, Level, NodePos};
 
@@ -98,8 +96,8 @@ fn resources(a: u32, b: u32) -> Resources {
         gpus: 1 + a % [2, 4, 8][b as usize % 3],
         gpu_model: [None, None, Some("H100".into()), Some("H200".into())][(b >> 3) as usize % 4]
             .clone(),
-        cpus: [0, 0, 0, 8, 20, 40][(b >> 5) as usize % 6],
-        memory_mib: [0, 0, 0, 100 << 10][(b >> 9) as usize % 4],
+        cpus: [0, 0, 5, 16, 30, 60][(b >> 5) as usize % 6],
+        memory_mib: [0, 0, 60 << 10, 500 << 10][(b >> 9) as usize % 4],
     }
 }
 
@@ -124,57 +122,23 @@ fn some_filler(a: u32, b: u32, c: u32) -> rowen_state::FillerSpec {
     spec
 }
 
-/// Exhaustive: how many workers a node can take, for each number whether it can.
-fn workers_on(cluster: &Cluster, node: &Node, claim: &Resources, evict: bool) -> Vec<bool> {
-    let model_fits = claim.gpu_model.as_ref().is_none_or(|model| *model == node.gpu_model);
-    let mut can = vec![true];
-    if !model_fits || !node.schedulable() {
-        return can;
-    }
-    let evictable = cluster.reclaimable(node).and(node.mask(|slot| slot.healthy));
-    let fillers: Vec<(GpuMask, &Resources)> = node
-        .owners()
-        .into_iter()
-        .filter(|_| evict)
-        .map(|id| {
-            let gpus = node.mask(|slot| slot.owner == Some(id)).and(evictable);
-            (gpus, &cluster.allocations().get(id).unwrap().resources)
-        })
-        .filter(|(gpus, _)| !gpus.is_empty())
-        .collect();
-    let (cpus, memory_mib) = cluster.claimed(node);
-    for victims in 0u32..1 << fillers.len() {
-        let gone = (0..).zip(&fillers).filter(|(at, _)| victims & (1 << at) != 0);
-        let (mut free, mut cpus, mut memory_mib) = (node.free(), u64::from(cpus), memory_mib);
-        for (_, (gpus, resources)) in gone {
-            free = free.or(*gpus);
-            cpus -= u64::from(resources.cpus);
-            memory_mib -= resources.memory_mib;
-        }
-        for workers in 1..=free.count() / claim.gpus {
-            let all = u64::from(workers);
-            let fits = (node.cpus == 0 || cpus + all * u64::from(claim.cpus) <= node.cpus.into())
-                && (node.memory_mib == 0 || memory_mib + all * claim.memory_mib <= node.memory_mib)
-                && victims.count_ones() <= workers * claim.gpus;
-            can.resize(can.len().max(workers as usize + 1), false);
-            can[workers as usize] |= fits;
-        }
-    }
-    can
+/// How many workers a node can take, at most: as it is, or with every filler evicted.
+fn workers_on(cluster: &Cluster, node: &Node, claim: &Resources, evict: bool) -> u32 {
+    let may_go = |id: &AllocationId| {
+        let allocation = cluster.allocations().get(*id).unwrap();
+        matches!(allocation.owner, Owner::Instance { .. }) && allocation.stop.is_none()
+    };
+    let victims: Vec<_> = node.owners().into_iter().filter(|id| evict && may_go(id)).collect();
+    room_without(cluster, node, claim, &victims)
 }
 
-/// Exhaustive: whether some choice of workers on each node of a domain adds up to the gang.
+/// Whether a domain has room for the gang, as it is or with every filler evicted.
 fn holds(cluster: &Cluster, job: &Job, domain: DomainId, evict: bool) -> bool {
-    let mut sums = BTreeSet::from([0usize]);
-    for pos in cluster.index().domain(domain).nodes.clone().map(NodePos) {
-        let can = workers_on(cluster, cluster.node_at(pos), &job.spec.resources, evict);
-        let more = |sum: usize| {
-            let can = can.iter().enumerate().filter(|(_, can)| **can);
-            can.map(move |(workers, _)| sum + workers)
-        };
-        sums = sums.into_iter().flat_map(more).collect();
-    }
-    sums.contains(&(job.spec.workers as usize))
+    let nodes = cluster.index().domain(domain).nodes.clone();
+    let room: u32 = nodes
+        .map(|pos| workers_on(cluster, cluster.node_at(NodePos(pos)), &job.spec.resources, evict))
+        .sum();
+    room >= job.spec.workers
 }
 
 fn any_holds(cluster: &Cluster, job: &Job, level: Level, evict: bool) -> bool {
@@ -256,7 +220,8 @@ fn every_victim_is_needed(cluster: &Cluster, plan: &Plan) {
                 .domain(domain)
                 .nodes
                 .clone()
-                .map(|pos| room_without(&world, NodePos(pos), &job_now.spec.resources, &fewer))
+                .map(|pos| world.node_at(NodePos(pos)))
+                .map(|node| room_without(&world, node, &job_now.spec.resources, &fewer))
                 .sum();
             assert!(
                 room < job_now.spec.workers,
@@ -272,15 +237,14 @@ fn every_victim_is_needed(cluster: &Cluster, plan: &Plan) {
 /// Workers that a node holds when exactly `victims` have gone.
 fn room_without(
     cluster: &Cluster,
-    pos: NodePos,
+    node: &Node,
     claim: &Resources,
-    victims: &[rowen_state::AllocationId],
+    victims: &[AllocationId],
 ) -> u32 {
-    let node = cluster.node_at(pos);
     if !node.schedulable() || claim.gpu_model.as_ref().is_some_and(|m| *m != node.gpu_model) {
         return 0;
     }
-    let theirs = |slot: &rowen_state::GpuSlot| {
+    let theirs = |slot: &GpuSlot| {
         slot.healthy
             && slot.held.is_none()
             && slot.owner.is_some_and(|owner| victims.contains(&owner))
@@ -291,12 +255,13 @@ fn room_without(
         let resources = &cluster.allocations().get(owner).unwrap().resources;
         (cpus, memory_mib) = (cpus - resources.cpus, memory_mib - resources.memory_mib);
     }
-    if cpus > node.cpus || memory_mib > node.memory_mib {
-        return 0; // a hold beside the fillers that drain for it
-    }
-    let by_cpus = (node.cpus - cpus).checked_div(claim.cpus).unwrap_or(u32::MAX);
-    let by_memory = (node.memory_mib - memory_mib).checked_div(claim.memory_mib);
-    (gpus / claim.gpus).min(by_cpus).min(by_memory.unwrap_or(u64::MAX) as u32)
+    let fits = |workers: &u32| {
+        let all_cpus = cpus + workers * claim.cpus;
+        let all_memory_mib = memory_mib + u64::from(*workers) * claim.memory_mib;
+        (claim.cpus == 0 || all_cpus <= node.cpus)
+            && (claim.memory_mib == 0 || all_memory_mib <= node.memory_mib)
+    };
+    (1..=gpus / claim.gpus).take_while(fits).last().unwrap_or(0)
 }
 
 fn span(cluster: &Cluster, places: &[Place]) -> DomainId {
@@ -332,7 +297,7 @@ fn nothing_is_left_idle(cluster: &Cluster) {
             && filler.instances.len() < filler.spec.max_instances as usize;
         let fits = may
             && cluster.nodes().values().any(|node| {
-                workers_on(cluster, node, &filler.spec.resources, false).get(1) == Some(&true)
+                workers_on(cluster, node, &filler.spec.resources, false) > 0
             });
         assert!(!fits, "{} could start: {}", filler.spec.name, filler.reason);
     }

@@ -220,11 +220,21 @@ impl Wal {
     /// Writes out what waits and stops the writer.
     pub(crate) async fn close(&self) {
         let (sender, receiver) = oneshot::channel();
-        let done: Done = Box::new(move |_| sender.send(()).unwrap_or_default());
-        let job = Job { change: Change::Close, done: Some(done) };
-        if self.jobs.send(job).is_ok() {
+        if self.submit_close(Box::new(move |_| sender.send(()).unwrap_or_default())) {
             receiver.await.ok();
         }
+    }
+
+    /// The same, blocking the thread.
+    pub(crate) fn close_blocking(&self) {
+        let (sender, receiver) = std::sync::mpsc::channel();
+        if self.submit_close(Box::new(move |_| sender.send(()).unwrap_or_default())) {
+            receiver.recv().ok();
+        }
+    }
+
+    fn submit_close(&self, done: Done) -> bool {
+        self.jobs.send(Job { change: Change::Close, done: Some(done) }).is_ok()
     }
 
     /// The entries of `start..end` that the log has, at most about `max_bytes` of them but at

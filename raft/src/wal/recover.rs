@@ -45,7 +45,7 @@ pub(crate) struct Recovered {
 pub(crate) fn recover(disk: &dyn Disk, options: &WalOptions) -> Result<Recovered, WalError> {
     let dir = options.dir.as_path();
     let mark = SyncedMark::open(disk, dir)?;
-    let mut replay = Replay { content: LogContent::default(), next_batch: None };
+    let mut replay = Replay::default();
     let numbers = segment_numbers(disk, dir)?;
     let mut tail = None;
     for (position, number) in numbers.iter().enumerate() {
@@ -53,7 +53,7 @@ pub(crate) fn recover(disk: &dyn Disk, options: &WalOptions) -> Result<Recovered
         let path = dir.join(segment_name(*number));
         let file = disk.open(&path).map_err(WalError::io("open", &path))?;
         let bytes = read_all(&*file, &path)?;
-        if is_last && is_unfinished(*number, &bytes, &mark) {
+        if is_last && is_unfinished(*number, &bytes, mark.synced) {
             disk.remove(&path).map_err(WalError::io("remove", &path))?;
             break;
         }
@@ -120,10 +120,10 @@ impl Recovered {
 
 /// Whether a segment's creation was cut short: no whole head, no batch after it, and nothing that
 /// was ever synced. It is made anew when it is needed.
-fn is_unfinished(number: u64, bytes: &[u8], mark: &SyncedMark) -> bool {
+pub(crate) fn is_unfinished(number: u64, bytes: &[u8], synced: (u64, u64)) -> bool {
     let has_head = matches!(record::parse(bytes, 0), Parsed::Record(_));
     let batches = bytes.get(SEGMENT_HEAD_BYTES as usize..).unwrap_or_default();
-    !has_head && mark.synced.0 < number && batches.iter().all(|byte| *byte == 0)
+    !has_head && synced.0 < number && batches.iter().all(|byte| *byte == 0)
 }
 
 pub(crate) fn segment_name(number: u64) -> String {
@@ -161,36 +161,39 @@ pub(crate) fn read_all(file: &dyn DiskFile, path: &Path) -> Result<Vec<u8>, WalE
     Ok(bytes)
 }
 
-struct Damage {
+pub(crate) struct Damage {
     /// Where the batch starts that the damage is in.
-    batch_start: u64,
-    offset: u64,
-    why: &'static str,
+    pub(crate) batch_start: u64,
+    pub(crate) offset: u64,
+    pub(crate) why: &'static str,
 }
 
 impl Damage {
-    fn corrupt(&self, path: &Path) -> WalError {
+    pub(crate) fn corrupt(&self, path: &Path) -> WalError {
         WalError::corrupt(path, self.offset, self.why.to_string())
     }
 }
 
-struct Scan {
-    end: u64,
-    damage: Option<Damage>,
+pub(crate) struct Scan {
+    pub(crate) end: u64,
+    pub(crate) damage: Option<Damage>,
 }
 
 /// The log being rebuilt, one batch after the other.
-struct Replay {
-    content: LogContent,
-    next_batch: Option<u64>,
+#[derive(Default)]
+pub(crate) struct Replay {
+    pub(crate) content: LogContent,
+    pub(crate) next_batch: Option<u64>,
+    /// For an offline reader: entries that were purged and still lie there stay.
+    pub(crate) keeps_purged: bool,
 }
 
 impl Replay {
-    fn next_batch(&self) -> u64 {
+    pub(crate) fn next_batch(&self) -> u64 {
         self.next_batch.unwrap_or(1)
     }
 
-    fn segment(
+    pub(crate) fn segment(
         &mut self,
         number: u64,
         path: &Path,
@@ -299,7 +302,12 @@ impl Replay {
             }
             Kind::Truncate => content.truncate_from(record.index),
             Kind::Purge => {
-                content.purge(codec::read_log_id(record.schema, record.body).map_err(undecodable)?);
+                let upto = codec::read_log_id(record.schema, record.body).map_err(undecodable)?;
+                // Past the end it is a jump by snapshot: what lies before joins nothing after it.
+                let is_jump = content.last().is_none_or(|last| last.index() < upto.index());
+                if is_jump || !self.keeps_purged {
+                    content.purge(upto);
+                }
             }
             Kind::Committed => {
                 let id = codec::read_log_id(record.schema, record.body).map_err(undecodable)?;
@@ -355,7 +363,7 @@ fn judge(
 
 /// Whether a batch after number `batch` was begun. Looks at every byte: the damaged record's length
 /// cannot be trusted.
-fn has_later_batch(bytes: &[u8], from: usize, batch: u64) -> bool {
+pub(crate) fn has_later_batch(bytes: &[u8], from: usize, batch: u64) -> bool {
     let kind_at = 8;
     (from..bytes.len().saturating_sub(HEADER_BYTES)).any(|at| {
         bytes[at + kind_at] == Kind::Batch as u8

@@ -14,7 +14,8 @@ use crate::{
 };
 
 const SLOT_BYTES: u64 = 512;
-const NAME: &str = "synced";
+/// The name of the mark's file.
+pub(crate) const NAME: &str = "synced";
 
 /// The mark and the file it is kept in.
 pub(crate) struct SyncedMark {
@@ -44,9 +45,7 @@ impl SyncedMark {
             disk.sync_dir(dir).map_err(WalError::io("sync", dir))?;
         }
         let current_boot_id = disk.boot_id();
-        let blank = (0, (0, 0), [0; 16]);
-        let slots = [read_slot(&bytes, 0), read_slot(&bytes, SLOT_BYTES as usize)];
-        let (counter, synced, boot_id) = slots.into_iter().flatten().max().unwrap_or(blank);
+        let (counter, synced, boot_id) = newest(&bytes);
         Ok(SyncedMark { file, path, counter, synced, boot_id, current_boot_id })
     }
 
@@ -69,6 +68,16 @@ impl SyncedMark {
     pub(crate) fn sync(&self) -> Result<(), WalError> {
         self.file.sync_data().map_err(WalError::io("sync", &self.path))
     }
+}
+
+/// How far the mark in the bytes of its file says that the log is synced: segment and offset.
+pub(crate) fn read_synced(bytes: &[u8]) -> (u64, u64) {
+    newest(bytes).1
+}
+
+fn newest(bytes: &[u8]) -> Slot {
+    let slots = [read_slot(bytes, 0), read_slot(bytes, SLOT_BYTES as usize)];
+    slots.into_iter().flatten().max().unwrap_or((0, (0, 0), [0; 16]))
 }
 
 type Slot = (u64, (u64, u64), [u8; 16]);

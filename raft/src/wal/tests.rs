@@ -21,7 +21,13 @@ use crate::{
 const DIR: &str = "/log";
 
 fn options(segment_bytes: u64) -> WalOptions {
-    WalOptions { dir: DIR.into(), segment_bytes, cache_bytes: 4_000, retain_bytes: 20_000, accept_torn_tail: false }
+    WalOptions {
+        dir: DIR.into(),
+        segment_bytes,
+        cache_bytes: 4_000,
+        retain_bytes: 20_000,
+        accept_torn_tail: false,
+    }
 }
 
 fn open(disk: &SimDisk, segment_bytes: u64) -> Wal {

@@ -148,6 +148,7 @@ pub fn task_report(node: NodeId, report: &v1::TaskReport) -> TaskReport {
             v1::TaskPhase::Unspecified => TaskPhase::Bound,
             v1::TaskPhase::Running => TaskPhase::Running,
             v1::TaskPhase::Ready => TaskPhase::Ready,
+            v1::TaskPhase::Lost => TaskPhase::Lost,
             v1::TaskPhase::Exited => TaskPhase::Exited { code: report.exit_code },
         },
         port: u16::try_from(report.port).unwrap_or(0),

@@ -133,8 +133,7 @@ impl Session {
         let node = self.node;
         tokio::spawn(async move {
             if renew(&renewals, node).await {
-                let term = server.replica.leadership().borrow().term;
-                let ack = v1::HeartbeatAck { seq: heartbeat.seq, term };
+                let ack = v1::HeartbeatAck { seq: heartbeat.seq, term: server.term() };
                 send(&outgoing, server_message::Kind::HeartbeatAck(ack)).await;
                 let view = server.view();
                 let behind =
@@ -186,10 +185,11 @@ fn lead(server: &Server, hello: &v1::Hello) -> Result<u64, v1::Refused> {
         return Err(refused(why, true));
     }
     let leadership = server.replica.leadership().borrow().clone();
-    if !leadership.ready || leadership.term < hello.highest_term {
+    let term = server.term();
+    if !leadership.ready || term < hello.highest_term {
         return Err(not_leading(server));
     }
-    Ok(leadership.term)
+    Ok(term)
 }
 
 fn not_leading(server: &Server) -> v1::Refused {

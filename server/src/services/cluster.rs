@@ -140,7 +140,7 @@ fn status(server: &Server, view: &Cluster) -> v1::ClusterStatus {
         view.jobs().values().filter(|job| wanted(job.state)).count() as u32
     };
     v1::ClusterStatus {
-        replica: server.config.replica,
+        replica: server.replica.id().0,
         replicas: replicas(server),
         term: metrics.term,
         applied: view.applied(),

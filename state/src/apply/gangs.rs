@@ -88,14 +88,18 @@ impl Cluster {
             TaskPhase::Exited { code } => code != 0,
             _ => false,
         });
+        let lost = allocation.tasks.iter().position(|task| task.phase == TaskPhase::Lost);
         let all_came = allocation.tasks.iter().all(|task| task.phase != TaskPhase::Bound);
         let live = allocation.live();
         let job = self.jobs.get(job_id).expect("its allocation names it");
-        if job.state == JobState::Starting && all_came && failed.is_none() {
+        if job.state == JobState::Starting && all_came && failed.is_none() && lost.is_none() {
             self.gang_is_up(job_id, outcome);
         }
         if let Some(rank) = failed {
             self.task_failed(job_id, id, rank, outcome);
+        }
+        if let Some(rank) = lost {
+            self.task_lost(job_id, id, rank, outcome);
         }
         if !live {
             self.finish_attempt(job_id, id, outcome);
@@ -124,6 +128,14 @@ impl Cluster {
         self.stop_gang(job, StopReason::TaskFailed, &why, outcome);
     }
 
+    /// A worker ended through no fault of its own: the gang starts again, and nothing is counted.
+    fn task_lost(&mut self, job: JobId, id: AllocationId, rank: usize, outcome: &mut Outcome) {
+        let task = &self.allocations.get(id).expect("checked by the caller").tasks[rank];
+        let node = self.nodes.get(task.node).map_or("?", |node| node.name.as_str());
+        let why = format!("worker {rank} on {node} was lost: {}", task.message);
+        self.stop_gang(job, StopReason::NodeLost, &why, outcome);
+    }
+
     /// The last task has ended: the GPUs go back, and the job ends or waits again.
     fn finish_attempt(&mut self, job_id: JobId, id: AllocationId, outcome: &mut Outcome) {
         let ranks = self.allocations.get(id).map_or(0, |allocation| allocation.tasks.len());
@@ -134,6 +146,9 @@ impl Cluster {
         let nodes: Vec<_> = allocation.tasks.iter().map(|task| task.node).collect();
         let job = self.jobs.get_mut(job_id).expect("its allocation names it");
         job.allocation = None;
+        // Workers fail when they lose a peer, often before anybody knows that its node is gone:
+        // in an attempt that lost a worker no failure is the job's own.
+        let lost = allocation.tasks.iter().any(|task| task.phase == TaskPhase::Lost);
         job.last_tasks = allocation.tasks;
         let why = job.reason.trim_start_matches("stopping: ").to_owned();
         match job.stopping.take() {
@@ -142,7 +157,7 @@ impl Cluster {
                 self.end_job(job_id, JobState::Cancelled, "cancelled", outcome)
             }
             Some(StopReason::TimeLimit) => self.end_job(job_id, JobState::Failed, &why, outcome),
-            Some(StopReason::TaskFailed) => {
+            Some(StopReason::TaskFailed) if !lost => {
                 job.failures += 1;
                 if job.failures > job.spec.restarts {
                     self.end_job(job_id, JobState::Failed, &why, outcome);

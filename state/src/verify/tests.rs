@@ -42,7 +42,9 @@ const FAULTS: &[(&str, Fault)] = &[
         let hold = job(c, 2).hold.as_mut().expect("it holds");
         hold.places.push(hold.places[0]);
     }),
-    ("a hold waits for a victim", |c| slot(c, 3, 0).owner = None),
+    ("a hold waits for a victim", |c| {
+        job(c, 2).hold.as_mut().expect("it holds").victims.clear();
+    }),
     ("slots and holds agree", |c| slot(c, 3, 0).held = Some(JobId(3))),
     ("slots and holds agree", |c| slot(c, 1, 3).held = Some(JobId(2))),
     ("a filler lists its instances", |c| {

@@ -66,7 +66,7 @@ const WANTED: &[&str] = &[
     "step: a job that does not wait",
     "step: a hold without victims",
     "step: a victim that may not be evicted",
-    "step: a victim not in the way",
+    "step: a victim on another node",
     "step: a victim named twice",
     "step: an instance that may not start",
     "step: plan of an older state",

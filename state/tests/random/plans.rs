@@ -227,11 +227,11 @@ pub(crate) fn garbage(rng: &mut Rng, cluster: &Cluster) -> Option<(&'static str,
             let place = free_place(&job);
             let innocent = cluster.allocations().values().find(|allocation| {
                 matches!(allocation.owner, Owner::Instance { .. })
-                    && !owners(cluster, place).contains(&allocation.id)
+                    && allocation.tasks[0].node != place.node
             })?;
             let victims = vec![innocent.id];
             (
-                "a victim not in the way",
+                "a victim on another node",
                 Decision::Hold { job: job.id, places: vec![place], victims, why },
             )
         }
