@@ -305,7 +305,7 @@ mod tests {
         let mut dirs = Vec::new();
         for number in 0..FINISHED_MAX + 5 {
             let dir = new_dir(tasks.path(), &owner, 0).unwrap();
-            record_exit(&dir, 0, "");
+            record_end(&dir, 0, "", false);
             // Files made within one tick of the clock would have one time.
             let age = Duration::from_secs(1000 - number as u64);
             let status = File::options().write(true).open(dir.join(spec::STATUS_FILE)).unwrap();

@@ -107,6 +107,15 @@ impl World {
             _ => self.context.rng.between(300, 3_000),
         };
         self.context.note(format_args!("the leader of term {} is gone", self.control.term));
+        // Its last plan, made of what it still believed, may reach the log after the next leader's.
+        if self.context.rng.chance(40)
+            && let Some(command) = Core::plan(self.control.core.cluster())
+        {
+            let proposal = Box::new(self.proposal("planner", None, command, Then::Planned));
+            let late_ms = in_ms + self.context.rng.between(1, 1_500);
+            let term = self.control.term;
+            self.context.later(late_ms, Event::Propose { term, proposal });
+        }
         self.context.later(in_ms, Event::Elected);
     }
 

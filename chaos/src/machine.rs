@@ -86,6 +86,8 @@ struct Shim {
     stop: Option<StopAt>,
     terminated: bool,
     killed: bool,
+    /// Its end is not its own doing: the node lease ran out.
+    lost: bool,
     wake_ms: u64,
 }
 
@@ -123,8 +125,7 @@ impl Machine {
 
     /// Tasks whose processes live, or are about to.
     pub(crate) fn living(&self) -> BTreeSet<TaskKey> {
-        let living = |shim: &Shim| !matches!(shim.phase, Phase::Exited { .. });
-        self.shims.iter().filter(|(_, shim)| living(shim)).map(|(key, _)| *key).collect()
+        self.shims.iter().filter(|(_, shim)| !shim.phase.ended()).map(|(key, _)| *key).collect()
     }
 
     /// kill -9 of the agent; its shims go on.
@@ -292,6 +293,7 @@ impl Machine {
                 stop: None,
                 terminated: false,
                 killed: false,
+                lost: false,
                 wake_ms: 0,
             },
         );
@@ -311,7 +313,7 @@ impl Machine {
         let local_ms = self.local_ms(now_ms);
         let lease_ms = self.disk.lease_ms;
         let Some(shim) = self.shims.get_mut(&key) else { return };
-        if matches!(shim.phase, Phase::Exited { .. }) {
+        if shim.phase.ended() {
             return;
         }
         if shim.phase == Phase::Starting {
@@ -320,6 +322,7 @@ impl Machine {
                 return self.wake(key, up_at_ms, context);
             }
             if local_ms >= lease_ms {
+                shim.lost = true;
                 return self.exit(key, LAUNCH_FAILED, context);
             }
             shim.phase = Phase::Running;
@@ -335,6 +338,7 @@ impl Machine {
             return self.exit(key, code, context);
         }
         if local_ms >= lease_ms {
+            shim.lost = true;
             let reason = LEASE_RAN_OUT.to_owned();
             let kill_at_ms = lease_ms + shim.notice_ms;
             order(shim, StopAt { term_at_ms: lease_ms, kill_at_ms, reason });
@@ -376,7 +380,11 @@ impl Machine {
         let started = shim.phase != Phase::Starting;
         let done = started && code == 0 && !shim.terminated;
         let message = shim.stop.as_ref().map_or("", |stop| stop.reason.as_str()).to_owned();
-        shim.phase = Phase::Exited { code, message };
+        // What ended well is done, whatever came after: so has it the production shim.
+        shim.phase = match shim.lost && code != 0 {
+            true => Phase::Lost { message },
+            false => Phase::Exited { code, message },
+        };
         if started {
             context.journal.end(self.at, shim.gpus, key, shim.owner, done);
         }
@@ -415,6 +423,7 @@ impl Machine {
             Phase::Running => (TaskPhase::Running, String::new()),
             Phase::Ready => (TaskPhase::Ready, String::new()),
             Phase::Exited { code, message } => (TaskPhase::Exited { code: *code }, message.clone()),
+            Phase::Lost { message } => (TaskPhase::Lost, message.clone()),
         };
         Some(TaskReport {
             node: self.node,

@@ -36,6 +36,7 @@ pub(crate) fn code_of(error: &anyhow::Error) -> u8 {
     }
     match error.downcast_ref::<CallError>() {
         Some(CallError::Refused { status, .. }) => code_of_status(status.code()),
+        Some(CallError::BadAddress { .. }) => USAGE,
         _ => FAILED,
     }
 }
@@ -90,6 +91,8 @@ mod tests {
             assert_eq!(code_of(&error), exit, "{code:?}");
         }
         assert_eq!(code_of(&anyhow::Error::new(UsageError("x".into()))), USAGE);
+        let bad = CallError::BadAddress { addr: "x".into() };
+        assert_eq!(code_of(&anyhow::Error::new(bad)), USAGE);
         assert_eq!(code_of(&anyhow::anyhow!("x")), FAILED);
     }
 

@@ -42,6 +42,7 @@ fn internal() -> Option<ExitCode> {
             let dir = argv.next()?;
             Some(rowen_agent::shim::run(dir.as_ref()))
         }
+        "probe-gpus" => Some(rowen_agent::discover::probe_main()),
         "demo-worker" => Some(demo::worker::run()),
         "demo-filler" => Some(demo::filler::run()),
         "cluster-guard" => Some(cluster::guard()),

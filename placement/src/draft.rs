@@ -8,7 +8,10 @@ use std::cell::OnceCell;
 use rowen_state::{AllocationId, Cluster, GpuMask, Place};
 use rowen_topology::{DomainId, FlatIndex, Level, NodePos};
 
-use crate::{demand::Claim, node::{DraftNode, Fate}};
+use crate::{
+    demand::Claim,
+    node::{DraftNode, Fate},
+};
 
 /// The view with moves on top.
 pub(crate) struct Draft<'a> {

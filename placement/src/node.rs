@@ -35,6 +35,7 @@ pub(crate) struct Tenant {
     memory_mib: u64,
     /// What evicting it loses, in micro-dollars.
     pub(crate) loss_micros: u128,
+    loss_a_gpu: u128,
     pub(crate) notice_ms: u64,
 }
 
@@ -87,6 +88,14 @@ impl DraftNode {
         tenants.fold(GpuMask::NONE, |mask, tenant| mask.or(tenant.gpus))
     }
 
+    /// The least loss a GPU, and the shortest notice, of those that may be evicted.
+    pub(crate) fn cheapest(&self) -> (u128, u64) {
+        let evictable = self.tenants.iter().filter(|tenant| tenant.fate == Fate::Evictable);
+        evictable.fold((u128::MAX, u64::MAX), |(loss, notice), tenant| {
+            (loss.min(tenant.loss_a_gpu), notice.min(tenant.notice_ms))
+        })
+    }
+
     /// The cheapest victims found for each number of workers up to `most`, by rising workers.
     /// Dropping any one of them breaks the fit. Two orders of dropping are tried: the dearest
     /// first, which is right where one small victim is enough, and the dearest a GPU first, which
@@ -96,7 +105,7 @@ impl DraftNode {
             self.tenants.iter().filter(|tenant| tenant.fate == Fate::Evictable).collect();
         dearest.sort_by_key(|tenant| (tenant.loss_micros, tenant.notice_ms, tenant.allocation));
         let mut dearest_a_gpu = dearest.clone();
-        dearest_a_gpu.sort_by_key(|t| t.loss_micros / u128::from(t.gpus.count().max(1)));
+        dearest_a_gpu.sort_by_key(|tenant| tenant.loss_a_gpu);
         let offer = |workers| {
             let orders = [&dearest, &dearest_a_gpu].into_iter();
             let victims = orders.filter_map(|order| self.needed(claim, workers, order));
@@ -231,13 +240,15 @@ fn tenant(view: &Cluster, node: &Node, allocation: &Allocation) -> Tenant {
         Owner::Instance { .. } => Fate::Evictable,
         Owner::Gang { .. } => Fate::Staying,
     };
+    let loss_micros = loss_micros(view, allocation);
     Tenant {
         allocation: allocation.id,
         fate,
         gpus,
         cpus: u64::from(allocation.resources.cpus) * tasks,
         memory_mib: allocation.resources.memory_mib * tasks,
-        loss_micros: loss_micros(view, allocation),
+        loss_micros,
+        loss_a_gpu: loss_micros / u128::from(gpus.count().max(1)),
         notice_ms: allocation.notice_ms,
     }
 }

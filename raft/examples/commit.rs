@@ -62,9 +62,8 @@ async fn group(dir: &Path, size: u64) -> Vec<Replica> {
         let listener = tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let addr = listener.local_addr().unwrap().to_string();
         members.push(Member { id: ReplicaId(id), addr });
-        let router = tonic::transport::Server::builder()
-            .tcp_nodelay(true)
-            .add_service(replica.service());
+        let router =
+            tonic::transport::Server::builder().tcp_nodelay(true).add_service(replica.service());
         tokio::spawn(router.serve_with_incoming(TcpListenerStream::new(listener)));
         replicas.push(replica);
     }

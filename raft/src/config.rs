@@ -96,6 +96,9 @@ impl ReplicaConfig {
             snapshot_policy: openraft::SnapshotPolicy::LogsSinceLast(self.snapshot_every),
             max_in_snapshot_log_to_keep: self.keep_log,
             enable_pre_vote: Some(true),
+            // A peer that dropped a torn tail comes back with less log than it had; `recovering`
+            // is why that is safe. Without this a leader would never send it anything again.
+            allow_log_reversion: Some(true),
             // A leader that comes back leads in a new term or not at all: an entry of its own term
             // that it has applied must prove that it has applied all before it (`ready`).
             enable_leader_restore: Some(false),

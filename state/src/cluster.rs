@@ -1,6 +1,6 @@
 //! The whole replicated state, and the small moves that commands are made of.
 
-use std::{cmp::Reverse, sync::Arc};
+use std::{cmp::Reverse, collections::BTreeMap, sync::Arc};
 
 use imbl::{OrdMap, OrdSet};
 use rowen_topology::{FabricRecord, FlatIndex, NodePos};
@@ -221,8 +221,27 @@ impl Cluster {
     }
 
     /// GPU-milliseconds of allocations that are over, by tenant, class and model.
-    pub fn usage(&self) -> impl Iterator<Item = (&UsageKey, u64)> {
+    pub fn booked_usage(&self) -> impl Iterator<Item = (&UsageKey, u64)> {
         self.usage.iter().map(|(key, gpu_ms)| (key, *gpu_ms))
+    }
+
+    /// GPU-milliseconds until now, by tenant, class and model; live allocations included.
+    pub fn usage(&self) -> BTreeMap<UsageKey, u64> {
+        let mut usage: BTreeMap<_, _> =
+            self.booked_usage().map(|(key, gpu_ms)| (key.clone(), gpu_ms)).collect();
+        for allocation in self.allocations.values() {
+            let so_far_ms = self.meta.now_ms - allocation.bound_ms;
+            for task in allocation.tasks.iter().filter(|task| !task.released) {
+                let Some(node) = self.nodes.get(task.node) else { continue };
+                let key = UsageKey {
+                    tenant: allocation.tenant.clone(),
+                    class: allocation.owner.class(),
+                    gpu_model: node.gpu_model.clone(),
+                };
+                *usage.entry(key).or_default() += so_far_ms * u64::from(task.gpus.count());
+            }
+        }
+        usage
     }
 
     /// Hash of the whole state: equal on every replica at equal index.

@@ -5,16 +5,22 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Code, Refusal, Reply, RequestId};
 
-/// Clients remembered; the one that asked longest ago goes first.
+/// A client retries for at most this long: until then its answers are kept.
+const RETRY_MS: u64 = 120_000;
+/// Clients remembered; beyond it those go whose time to retry is over, longest silent first.
 const CLIENTS: usize = 65_536;
-/// Answers remembered for each.
-const ANSWERS: usize = 16;
+/// Clients that may still retry; beyond it new ones are refused. 2,184 new ones a second.
+const RETRYING_CLIENTS: usize = 262_144;
+/// Answers remembered for each: how many requests it may have under way at once.
+const ANSWERS: usize = 64;
 
 /// What a client was answered.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Client {
     /// Log index of its newest request.
     last_index: u64,
+    /// When that was.
+    last_ms: u64,
     /// The highest seq whose answer was forgotten.
     floor: u64,
     /// Newest last: (seq, answer).
@@ -37,14 +43,22 @@ pub(crate) enum Seen {
     Answered(Result<Reply, Refusal>),
     /// It may have been carried out, its answer is gone.
     Expired,
+    /// Its answer could not be kept: not carried out.
+    Full,
 }
 
 impl Requests {
     /// Looks a request up before it is carried out.
-    pub(crate) fn look_up(&self, request: &RequestId) -> Seen {
+    pub(crate) fn look_up(&self, request: &RequestId, now_ms: u64) -> Seen {
         let Some(client) = self.clients.get(&request.client) else {
-            // A client starts at 1: a later number from an unknown one was seen and forgotten.
-            return if request.seq <= 1 { Seen::New } else { Seen::Expired };
+            return match request.seq {
+                // A client starts at 1: a later number from an unknown one was seen and forgotten.
+                2.. => Seen::Expired,
+                _ if self.clients.len() >= RETRYING_CLIENTS && !self.oldest_is_over(now_ms) => {
+                    Seen::Full
+                }
+                _ => Seen::New,
+            };
         };
         if let Some((_, answer)) = client.answers.iter().find(|(seq, _)| *seq == request.seq) {
             return Seen::Answered(answer.clone());
@@ -52,20 +66,28 @@ impl Requests {
         if request.seq > client.floor { Seen::New } else { Seen::Expired }
     }
 
+    /// Whether the client that has been silent longest may retry no more.
+    fn oldest_is_over(&self, now_ms: u64) -> bool {
+        let oldest = self.by_age.get_min().and_then(|(_, name)| self.clients.get(name));
+        oldest.is_some_and(|client| now_ms >= client.last_ms + RETRY_MS)
+    }
+
     /// Remembers an answer.
     pub(crate) fn remember(
         &mut self,
         index: u64,
+        now_ms: u64,
         request: &RequestId,
         answer: &Result<Reply, Refusal>,
     ) {
         let mut client = self.clients.get(&request.client).cloned().unwrap_or_else(|| Client {
             last_index: 0,
+            last_ms: 0,
             floor: 0,
             answers: Vector::new(),
         });
         self.by_age.remove(&(client.last_index, request.client.clone()));
-        client.last_index = index;
+        (client.last_index, client.last_ms) = (index, now_ms);
         client.answers.push_back((request.seq, answer.clone()));
         if client.answers.len() > ANSWERS
             && let Some((forgotten, _)) = client.answers.pop_front()
@@ -78,6 +100,7 @@ impl Requests {
         self.by_age.insert((index, request.client.clone()));
         self.clients.insert(request.client.clone(), client);
         if self.clients.len() > CLIENTS
+            && self.oldest_is_over(now_ms)
             && let Some((_, oldest)) = self.by_age.remove_min()
         {
             self.clients.remove(&oldest);
@@ -110,5 +133,15 @@ pub(crate) fn expired() -> Refusal {
     Refusal::new(
         Code::Expired,
         "this request is too old to be answered again and was not carried out now; look at the state, then ask anew",
+    )
+}
+
+/// The refusal of a new client while too many others may still retry.
+pub(crate) fn full() -> Refusal {
+    Refusal::new(
+        Code::Exhausted,
+        format!(
+            "{RETRYING_CLIENTS} clients have asked within two minutes; reuse one client id, or ask again later"
+        ),
     )
 }

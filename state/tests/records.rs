@@ -271,7 +271,7 @@ fn snapshot() {
     assert_eq!(states, [JobState::Completed, JobState::Holding]);
     assert_eq!(restored.allocations().len(), 1);
     assert_eq!(*restored.filler_named("chat").unwrap().spec, filler_spec());
-    assert_eq!(restored.usage().map(|(_, gpu_ms)| gpu_ms).collect::<Vec<_>>(), [16]);
+    assert_eq!(restored.booked_usage().map(|(_, gpu_ms)| gpu_ms).collect::<Vec<_>>(), [16]);
     assert_eq!(restored.nodes().len(), 3);
 }
 

@@ -75,18 +75,18 @@ fn concurrent_requests_of_one_client_may_come_in_any_order() {
 #[test]
 fn one_too_old_is_expired_and_never_runs_twice() {
     let mut cluster = Cluster::default();
-    for seq in 1..=17 {
+    for seq in 1..=65 {
         submit(&mut cluster, "a", seq).unwrap();
     }
     assert_eq!(code(submit(&mut cluster, "a", 1)), Some(Code::Expired));
-    assert_eq!(submit(&mut cluster, "a", 2), Ok(Reply::Job(JobId(2))), "16 answers are kept");
-    assert_eq!(cluster.jobs().len(), 17);
-    // Number 18 overtook 19 to 35: it may have been forgotten, so it is not run.
-    for seq in 19..=35 {
+    assert_eq!(submit(&mut cluster, "a", 2), Ok(Reply::Job(JobId(2))), "64 answers are kept");
+    assert_eq!(cluster.jobs().len(), 65);
+    // 67 to 131 overtook number 66: it may have been forgotten, so it is not run.
+    for seq in 67..=131 {
         submit(&mut cluster, "a", seq).unwrap();
     }
-    assert_eq!(code(submit(&mut cluster, "a", 18)), Some(Code::Expired));
-    assert_eq!(cluster.jobs().len(), 34);
+    assert_eq!(code(submit(&mut cluster, "a", 66)), Some(Code::Expired));
+    assert_eq!(cluster.jobs().len(), 130);
 }
 
 /// A client nobody knows may have been forgotten, unless it says that it begins.
@@ -103,7 +103,7 @@ fn an_unknown_client_begins_with_one() {
 #[test]
 fn the_table_survives_a_snapshot() {
     let mut cluster = Cluster::default();
-    for seq in 1..=20 {
+    for seq in 1..=68 {
         submit(&mut cluster, "a", seq).unwrap();
     }
     let mut restored = Cluster::from_snapshot(&cluster.to_snapshot().unwrap()).unwrap();

@@ -11,7 +11,7 @@ use std::{
 };
 
 use rowen_state::AllocationId;
-use rowen_topology::{DomainId, NodePos};
+use rowen_topology::{DomainId, Level, NodePos};
 
 use crate::{
     demand::{Ask, Claim},
@@ -29,18 +29,20 @@ const WIDER_MS: u128 = 60_000;
 /// Places the gang on the draft, if evictions make room for it.
 pub(crate) fn preempt(draft: &mut Draft<'_>, ask: &Ask) -> Option<Placement> {
     let slots = Slots::of(draft, &ask.claim, Pool::Evicted);
-    let offers = Offers::new(draft, ask, &slots);
     let mut best: Option<(u128, DomainId, Choice)> = None;
     for (wider, level) in (0u128..).zip(ask.levels()) {
         let span_micros = delay_micros(ask, wider * WIDER_MS);
-        if best.as_ref().is_some_and(|(micros, ..)| *micros <= span_micros) {
-            break; // every domain from here on costs more
+        let costs_more = |best: &Option<(u128, DomainId, Choice)>, least_micros: u128| {
+            best.as_ref().is_some_and(|(micros, ..)| *micros <= span_micros + least_micros)
+        };
+        if costs_more(&best, 0) {
+            break; // every domain from here on
         }
-        for domain in fit::domains(draft.index(), level) {
-            if slots.within(draft.index(), domain) < ask.workers.into() {
-                continue;
+        for (least_micros, domain) in by_least_micros(draft, ask, &slots, level) {
+            if costs_more(&best, least_micros) {
+                break; // and so does every later one of this level
             }
-            let Some(choice) = offers.choose(draft, ask, domain) else { continue };
+            let Some(choice) = choose(draft, ask, &slots, domain) else { continue };
             let micros = span_micros
                 + choice.loss_micros
                 + delay_micros(ask, choice.notice_ms(draft).into());
@@ -51,6 +53,37 @@ pub(crate) fn preempt(draft: &mut Draft<'_>, ask: &Ask) -> Option<Placement> {
     }
     let (_, domain, choice) = best?;
     carry_out(draft, ask, domain, &choice)
+}
+
+/// The domains of a level that hold the gang, each with what it costs there at least; cheapest
+/// first. A search from the front is over at the first that may not be cheaper than the best.
+fn by_least_micros(
+    draft: &Draft<'_>,
+    ask: &Ask,
+    slots: &Slots,
+    level: Level,
+) -> Vec<(u128, DomainId)> {
+    let holds = |domain: &_| slots.within(draft.index(), *domain) >= ask.workers.into();
+    let domains = fit::domains(draft.index(), level).filter(holds);
+    let mut domains: Vec<_> =
+        domains.map(|domain| (least_micros(draft, ask, slots, domain), domain)).collect();
+    domains.sort_unstable();
+    domains
+}
+
+/// GPUs that are not free must be freed, at no less than the least loss a GPU, and after no less
+/// than the shortest notice, of all fillers there.
+fn least_micros(draft: &Draft<'_>, ask: &Ask, slots: &Slots, domain: DomainId) -> u128 {
+    let missing = ask.gpus().saturating_sub(draft.index().counts(domain, None).free.into());
+    let (mut loss_a_gpu, mut notice_ms) = (u128::MAX, u64::MAX);
+    for pos in draft.nodes_of(domain).filter(|pos| slots.at(*pos) > 0) {
+        let cheapest = draft.node(pos).cheapest();
+        loss_a_gpu = loss_a_gpu.min(cheapest.0);
+        notice_ms = notice_ms.min(cheapest.1);
+    }
+    u128::from(missing)
+        .saturating_mul(loss_a_gpu)
+        .saturating_add(delay_micros(ask, notice_ms.into()))
 }
 
 /// What it costs to keep a whole gang waiting.
@@ -106,42 +139,29 @@ fn try_on(
     Some(Placement { places, victims, notice_ms, why })
 }
 
-/// Every node's offers by rising workers, the empty one (nobody leaves, nobody comes) left out.
-struct Offers {
-    by_node: BTreeMap<NodePos, Vec<Offer>>,
-}
-
-impl Offers {
-    fn new(draft: &Draft<'_>, ask: &Ask, slots: &Slots) -> Offers {
-        let nodes = draft.positions().filter(|pos| slots.at(*pos) > 0);
-        let offers = |pos| draft.node(pos).offers(&ask.claim, slots.at(pos).min(ask.workers));
-        Offers { by_node: nodes.map(|pos| (pos, offers(pos))).collect() }
-    }
-
-    /// Takes the offer that costs least a worker, again and again; then drops every victim that a
-    /// later offer made superfluous.
-    fn choose(&self, draft: &Draft<'_>, ask: &Ask, domain: DomainId) -> Option<Choice> {
-        let range = draft.index().domain(domain).nodes.clone();
-        let here = || self.by_node.range(NodePos(range.start)..NodePos(range.end));
-        let mut taken: BTreeMap<NodePos, &Offer> = BTreeMap::new();
-        let mut missing = ask.workers;
-        let first = here().filter_map(|(pos, offers)| Bid::best(*pos, offers, None, missing));
-        let mut bids: BinaryHeap<Reverse<Bid<'_>>> = first.map(Reverse).collect();
-        while missing > 0 {
-            let Reverse(bid) = bids.pop()?;
-            if bid.more <= missing {
-                taken.insert(bid.pos, bid.offer);
-                missing -= bid.more;
-            }
-            let offers = &self.by_node[&bid.pos];
-            let now = taken.get(&bid.pos).copied();
-            bids.extend(Bid::best(bid.pos, offers, now, missing).map(Reverse));
+/// Takes the offer that costs least a worker, again and again; then drops every victim that a
+/// later offer made superfluous.
+fn choose(draft: &Draft<'_>, ask: &Ask, slots: &Slots, domain: DomainId) -> Option<Choice> {
+    let nodes = draft.nodes_of(domain).filter(|pos| slots.at(*pos) > 0);
+    let offers = |pos| draft.node(pos).offers(&ask.claim, slots.at(pos).min(ask.workers));
+    let by_node: BTreeMap<NodePos, Vec<Offer>> = nodes.map(|pos| (pos, offers(pos))).collect();
+    let mut taken: BTreeMap<NodePos, &Offer> = BTreeMap::new();
+    let mut missing = ask.workers;
+    let first = by_node.iter().filter_map(|(pos, offers)| Bid::best(*pos, offers, None, missing));
+    let mut bids: BinaryHeap<Reverse<Bid<'_>>> = first.map(Reverse).collect();
+    while missing > 0 {
+        let Reverse(bid) = bids.pop()?;
+        if bid.more <= missing {
+            taken.insert(bid.pos, bid.offer);
+            missing -= bid.more;
         }
-        let victims = taken.into_iter().map(|(pos, offer)| (pos, offer.victims.clone())).collect();
-        let mut choice = Choice { victims, loss_micros: 0 };
-        choice.drop_superfluous(draft, ask, domain);
-        Some(choice)
+        let now = taken.get(&bid.pos).copied();
+        bids.extend(Bid::best(bid.pos, &by_node[&bid.pos], now, missing).map(Reverse));
     }
+    let victims = taken.into_iter().map(|(pos, offer)| (pos, offer.victims.clone())).collect();
+    let mut choice = Choice { victims, loss_micros: 0 };
+    choice.drop_superfluous(draft, ask, domain);
+    Some(choice)
 }
 
 /// The offer of a node that costs least for each worker it adds.

@@ -5,4 +5,5 @@
 mod explains;
 mod plans;
 mod properties;
+mod steady;
 mod world;

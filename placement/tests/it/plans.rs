@@ -467,6 +467,103 @@ fn a_gang_needs_no_more_victims_than_its_workers_need() {
     );
 }
 
+/// A worker of few GPUs may clear many fillers for their cores.
+#[test]
+fn fillers_leave_for_cores_alone() {
+    let mut world = World::new("pod p\nblock a: a1 x4\n");
+    let mut chat = filler("chat", 1, 4);
+    chat.resources.cpus = 16;
+    world.deploy(chat);
+    world.settle();
+    let mut spec = gang(1, 1, None);
+    spec.resources.cpus = 60; // of 64
+    let job = world.submit(spec);
+    check(
+        world.plan(),
+        expect![[r#"
+        hold 1 on a1:{0}, evicting [1, 2, 3, 4] (node a1: 4 fillers leave, the least lost of all that holds it, within 5000 ms)
+    "#]],
+    );
+    world.settle();
+    check(
+        world.picture(),
+        expect![[r#"
+        a1  CCCC
+    "#]],
+    );
+    world.agents();
+    world.settle();
+    assert_eq!(world.cluster.jobs().get(job).unwrap().state, JobState::Starting);
+    check(
+        world.picture(),
+        expect![[r#"
+        a1  1...
+    "#]],
+    );
+}
+
+/// No more leave for cores than it takes, one whose GPU is sick among them.
+#[test]
+fn a_filler_on_a_sick_gpu_leaves_for_its_cores() {
+    let mut world = World::new("pod p\nblock a: a1 x4\n");
+    let mut chat = filler("chat", 1, 1);
+    chat.resources.cpus = 50;
+    world.deploy(chat);
+    world.deploy(filler("none", 1, 2));
+    world.settle();
+    let node = world.node("a1");
+    world.node_up(node, GpuMask::first(4).without(GpuMask::one(0)));
+    let mut spec = gang(1, 1, None);
+    spec.resources.cpus = 60;
+    world.submit(spec);
+    check(
+        world.plan(),
+        expect![[r#"
+        hold 1 on a1:{3}, evicting [1] (node a1: 1 filler leaves, the least lost of all that holds it, within 5000 ms)
+    "#]],
+    );
+    world.settle();
+    world.agents();
+    world.settle();
+    check(
+        world.picture(),
+        expect![[r#"
+        a1  xnn1
+    "#]],
+    );
+}
+
+/// While fillers drain, more cores are claimed than there are; who claims none may start.
+#[test]
+fn a_claim_of_nothing_fits_an_over_claimed_node() {
+    let mut world = World::new("pod p\nblock a: a1 x8\n");
+    let mut chat = filler("chat", 1, 4);
+    chat.resources.cpus = 32;
+    world.deploy(chat);
+    world.settle();
+    let mut spec = gang(1, 1, None);
+    spec.resources.cpus = 120; // of 128
+    world.submit(spec.clone());
+    world.settle();
+    world.submit(gang(1, 2, None));
+    spec.resources.cpus = 1;
+    world.submit(spec);
+    check(
+        world.plan(),
+        expect![[r#"
+        start 2 on a1:{4, 5} (free GPUs in node a1, the tightest fit: room for 1 more such workers is left there)
+        wait 3: needs 1 GPU inside one site: node a1 holds it once what already ends there has ended
+    "#]],
+    );
+    world.settle();
+    check(
+        world.picture(),
+        expect![[r#"
+        a1  CCCC22..
+    "#]],
+    );
+}
+
 /// Prints what a cycle costs; asserts nothing, for machines differ.
 #[test]
 fn a_cycle_over_a_thousand_nodes() {

@@ -42,6 +42,8 @@ proptest! {
         for event in events {
             happen(&mut world, event);
             let proposed = plan(&world.cluster);
+            let restored = Cluster::from_snapshot(&world.cluster.to_snapshot().unwrap()).unwrap();
+            assert_eq!(plan(&restored), proposed, "it depends on more than the state");
             let first = world.cluster.queue().next().cloned();
             if let Some(job) = first {
                 first_gang_is_served(&world.cluster, &job, &proposed);
@@ -296,9 +298,10 @@ fn nothing_is_left_idle(cluster: &Cluster) {
             && filler.backoff_until_ms <= cluster.now_ms()
             && filler.instances.len() < filler.spec.max_instances as usize;
         let fits = may
-            && cluster.nodes().values().any(|node| {
-                workers_on(cluster, node, &filler.spec.resources, false) > 0
-            });
+            && cluster
+                .nodes()
+                .values()
+                .any(|node| workers_on(cluster, node, &filler.spec.resources, false) > 0);
         assert!(!fits, "{} could start: {}", filler.spec.name, filler.reason);
     }
 }

@@ -10,13 +10,15 @@ use std::{
     time::Duration,
 };
 
+use futures::Stream;
 use openraft::{
     BasicNode, OptionalSend, RPCTypes, RaftNetworkFactory,
+    base::{BoxFuture, BoxStream},
     errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Timeout, Unreachable},
-    network::{RPCOption, RaftNetworkV2},
+    network::{RPCOption, RaftNetworkV2, stream_append_sequential},
     raft::{
-        AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, TransferLeaderRequest,
-        TransferLeaderResponse, VoteRequest, VoteResponse,
+        AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, StreamAppendResult,
+        TransferLeaderRequest, TransferLeaderResponse, VoteRequest, VoteResponse,
     },
 };
 use tonic::{
@@ -25,7 +27,7 @@ use tonic::{
 };
 
 use super::{
-    CHUNK_BYTES, MESSAGE_BYTES, convert,
+    CHUNK_BYTES, MESSAGE_BYTES, convert, pipeline,
     proto::{self, raft_transport_client::RaftTransportClient, snapshot_part::Part},
 };
 use crate::{
@@ -76,7 +78,7 @@ impl Peers {
     }
 
     fn peer(&self, target: u64, node: &BasicNode, purpose: Purpose) -> Peer {
-        Peer { own_id: self.own_id, target, client: self.client(&node.addr, purpose) }
+        Peer { own_id: self.own_id, target, purpose, client: self.client(&node.addr, purpose) }
     }
 
     fn client(&self, addr: &str, purpose: Purpose) -> Result<Client, String> {
@@ -96,7 +98,7 @@ impl Peers {
     }
 }
 
-type Client = RaftTransportClient<Channel>;
+pub(super) type Client = RaftTransportClient<Channel>;
 
 impl RaftNetworkFactory<TypeConfig> for Peers {
     type Network = Peer;
@@ -118,20 +120,21 @@ impl RaftNetworkFactory<TypeConfig> for Peers {
 pub(crate) struct Peer {
     own_id: u64,
     target: u64,
+    purpose: Purpose,
     /// The error is that of an address that cannot be one.
     client: Result<Client, String>,
 }
 
 /// What a request may take, and for whom, for the error.
-struct Deadline {
+pub(super) struct Deadline {
     action: RPCTypes,
     id: u64,
-    target: u64,
-    timeout: Duration,
+    pub(super) target: u64,
+    pub(super) timeout: Duration,
 }
 
 impl Deadline {
-    async fn run<T>(
+    pub(super) async fn run<T>(
         &self,
         request: impl Future<Output = Result<T, Status>>,
     ) -> Result<T, RPCError<TypeConfig>> {
@@ -141,7 +144,7 @@ impl Deadline {
         }
     }
 
-    fn passed(&self) -> RPCError<TypeConfig> {
+    pub(super) fn passed(&self) -> RPCError<TypeConfig> {
         RPCError::Timeout(Timeout {
             action: self.action,
             id: self.id,
@@ -151,7 +154,7 @@ impl Deadline {
     }
 }
 
-fn rpc_error(status: &Status) -> RPCError<TypeConfig> {
+pub(super) fn rpc_error(status: &Status) -> RPCError<TypeConfig> {
     match status.code() {
         Code::Unavailable | Code::FailedPrecondition => {
             RPCError::Unreachable(Unreachable::new(status))
@@ -173,6 +176,8 @@ impl Peer {
     }
 }
 
+type StreamAnswer = Result<StreamAppendResult<TypeConfig>, RPCError<TypeConfig>>;
+
 impl RaftNetworkV2<TypeConfig> for Peer {
     type SnapshotData = SnapshotBytes;
 
@@ -181,14 +186,30 @@ impl RaftNetworkV2<TypeConfig> for Peer {
         rpc: AppendEntriesRequest<TypeConfig>,
         option: RPCOption,
     ) -> Result<AppendEntriesResponse<TypeConfig>, RPCError<TypeConfig>> {
-        // openraft grants a heartbeat's time. Entries also wait for the peer's disk, and asking
-        // again only adds to what it has to write, so they get ten of them.
-        let patience = if rpc.entries.is_empty() { 1 } else { 10 };
-        let deadline = self.deadline(RPCTypes::AppendEntries, option.soft_ttl() * patience);
+        let soft = option.soft_ttl();
+        let timeout = if rpc.entries.is_empty() { soft } else { pipeline::patience(soft) };
+        let deadline = self.deadline(RPCTypes::AppendEntries, timeout);
         let mut client = self.client()?;
         let request = convert::append_to(self.target, rpc);
         let work = async { convert::appended_from(client.append(request).await?.into_inner()) };
         deadline.run(work).await
+    }
+
+    fn stream_append<'s, S>(
+        &'s mut self,
+        input: S,
+        option: RPCOption,
+    ) -> BoxFuture<'s, Result<BoxStream<'s, StreamAnswer>, RPCError<TypeConfig>>>
+    where
+        S: Stream<Item = AppendEntriesRequest<TypeConfig>> + OptionalSend + Unpin + 'static,
+    {
+        if self.purpose == Purpose::Heartbeat {
+            return stream_append_sequential(self, input, option);
+        }
+        let timeout = pipeline::patience(option.soft_ttl());
+        let deadline = self.deadline(RPCTypes::AppendEntries, timeout);
+        let client = self.client();
+        Box::pin(async move { pipeline::run(client?, deadline, input).await })
     }
 
     async fn vote(

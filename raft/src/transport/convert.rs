@@ -6,8 +6,9 @@ use std::collections::BTreeMap;
 use openraft::{
     BasicNode, EntryPayload,
     raft::{
-        AppendEntriesRequest, AppendEntriesResponse, TransferLeaderError, TransferLeaderRequest,
-        TransferLeaderResponse, VoteRequest, VoteResponse,
+        AppendEntriesRequest, AppendEntriesResponse, StreamAppendError, StreamAppendResult,
+        TransferLeaderError, TransferLeaderRequest, TransferLeaderResponse, VoteRequest,
+        VoteResponse,
     },
 };
 use tonic::Status;
@@ -131,6 +132,29 @@ pub(super) fn appended_from(
         Some(Outcome::HigherVote(vote)) => HigherVote(vote_from(Some(vote))?),
         Some(Outcome::Partial(id)) => PartialSuccess(Some(id_from(id))),
         None => PartialSuccess(None),
+    })
+}
+
+pub(super) fn answer_to(answer: StreamAppendResult<TypeConfig>) -> proto::AppendAnswer {
+    use proto::append_answer::Outcome;
+    let outcome = match answer {
+        Ok(Some(matched)) => Outcome::Matched(id_to(matched)),
+        Ok(None) => Outcome::MatchedNothing(proto::Blank {}),
+        Err(StreamAppendError::Conflict(at)) => Outcome::Conflict(id_to(at)),
+        Err(StreamAppendError::HigherVote(vote)) => Outcome::HigherVote(vote_to(&vote)),
+    };
+    proto::AppendAnswer { outcome: Some(outcome) }
+}
+
+pub(super) fn answer_from(
+    answer: proto::AppendAnswer,
+) -> Result<StreamAppendResult<TypeConfig>, Status> {
+    use proto::append_answer::Outcome;
+    Ok(match answer.outcome.ok_or_else(|| missing("outcome"))? {
+        Outcome::Matched(id) => Ok(Some(id_from(id))),
+        Outcome::MatchedNothing(_) => Ok(None),
+        Outcome::Conflict(at) => Err(StreamAppendError::Conflict(id_from(at))),
+        Outcome::HigherVote(vote) => Err(StreamAppendError::HigherVote(vote_from(Some(vote))?)),
     })
 }
 

@@ -1,10 +1,12 @@
 //! The wire between replicas: gRPC with entries and snapshots as opaque bytes. `client` asks,
-//! `server` answers, `convert` maps messages to openraft's types. Decides nothing: it carries
+//! `server` answers, `pipeline` keeps
+//! several requests on the way, `convert` maps messages to openraft's types. Decides nothing: it carries
 //! what openraft says. A message names the replica it is meant for, so that an address that
 //! changed hands is noticed.
 
 mod client;
 mod convert;
+mod pipeline;
 mod server;
 
 pub use client::{Dial, dial_tcp};

@@ -6,8 +6,8 @@ use std::{
     sync::{Arc, OnceLock},
 };
 
-use futures::Stream;
-use openraft::{Raft, Snapshot as RaftSnapshot};
+use futures::{Stream, StreamExt};
+use openraft::{Raft, Snapshot as RaftSnapshot, raft::AppendEntriesRequest};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{
@@ -51,12 +51,16 @@ impl TransportService {
         if let Some(why) = self.stopped.get() {
             return Err(Status::unavailable(format!("replica {} stopped: {why}", self.own_id)));
         }
-        if to != self.own_id {
-            let why = format!("this is replica {}, not {to}: correct its address", self.own_id);
-            return Err(Status::failed_precondition(why));
-        }
-        Ok(())
+        check_target(self.own_id, to)
     }
+}
+
+fn check_target(own_id: u64, to: u64) -> Result<(), Status> {
+    if to != own_id {
+        let why = format!("this is replica {own_id}, not {to}: correct its address");
+        return Err(Status::failed_precondition(why));
+    }
+    Ok(())
 }
 
 fn stopped(error: impl std::fmt::Display) -> Status {
@@ -74,6 +78,29 @@ impl RaftTransport for TransportService {
         let rpc = convert::append_from(request)?;
         let answer = self.raft.append_entries(rpc).await.map_err(stopped)?;
         Ok(Response::new(convert::appended_to(answer)))
+    }
+
+    type AppendStreamStream =
+        Pin<Box<dyn Stream<Item = Result<proto::AppendAnswer, Status>> + Send>>;
+
+    async fn append_stream(
+        &self,
+        request: Request<Streaming<proto::AppendRequest>>,
+    ) -> Result<Response<Self::AppendStreamStream>, Status> {
+        self.check(self.own_id)?;
+        let refused = Arc::new(OnceLock::new());
+        let requests = Requests {
+            own_id: self.own_id,
+            requests: request.into_inner(),
+            refused: Arc::clone(&refused),
+        };
+        let requests = futures::stream::unfold(requests, Requests::next);
+        let answers = self.raft.stream_append(requests);
+        let answers = answers.map(|answer| answer.map(convert::answer_to).map_err(stopped));
+        // What could not be read is told after the answers to all that came before it.
+        let refusal = futures::stream::once(async move { refused.get().cloned() });
+        let refusal = refusal.filter_map(|refused| async move { refused.map(Err) });
+        Ok(Response::new(Box::pin(answers.chain(refusal))))
     }
 
     async fn vote(
@@ -135,6 +162,31 @@ impl RaftTransport for TransportService {
         self.check(request.into_inner().to)?;
         let parts = archive_parts(&self.archive).map_err(stopped)?;
         Ok(Response::new(Box::pin(futures::stream::iter(parts))))
+    }
+}
+
+/// The requests of one stream, up to the first that cannot be used.
+struct Requests {
+    own_id: u64,
+    requests: Streaming<proto::AppendRequest>,
+    refused: Arc<OnceLock<Status>>,
+}
+
+impl Requests {
+    async fn next(mut self) -> Option<(AppendEntriesRequest<TypeConfig>, Requests)> {
+        match self.read().await {
+            Ok(rpc) => Some((rpc?, self)),
+            Err(status) => {
+                self.refused.set(status).ok();
+                None
+            }
+        }
+    }
+
+    async fn read(&mut self) -> Result<Option<AppendEntriesRequest<TypeConfig>>, Status> {
+        let Some(request) = self.requests.message().await? else { return Ok(None) };
+        check_target(self.own_id, request.to)?;
+        convert::append_from(request).map(Some)
     }
 }
 

@@ -163,7 +163,7 @@ fn status(server: &Server, view: &Cluster) -> v1::ClusterStatus {
                 tenant: key.tenant.clone(),
                 class: key.class.as_str().into(),
                 gpu_model: key.gpu_model.clone(),
-                gpu_ms,
+                gpu_ms: *gpu_ms,
             })
             .collect(),
         violations: view.verify().iter().map(ToString::to_string).collect(),

@@ -25,11 +25,15 @@ impl Cluster {
                 format!("the cluster has {REPLICAS} replicas already; remove one first"),
             ));
         }
-        let id = id.unwrap_or(ReplicaId(self.meta.last_replica + 1));
-        if self.replicas.contains(id) {
-            return Err(Refusal::new(Code::Conflict, format!("replica {id} has another address")));
+        let next = ReplicaId(self.meta.last_replica + 1);
+        let id = id.unwrap_or(next);
+        if id < next {
+            return Err(Refusal::new(
+                Code::Conflict,
+                format!("replica id {id} was given before; no id is given twice"),
+            ));
         }
-        self.meta.last_replica = self.meta.last_replica.max(id.0);
+        self.meta.last_replica = id.0;
         let admitted_ms = self.meta.now_ms;
         self.replicas.insert(id, Replica { id, addr: addr.to_owned(), admitted_ms });
         Ok(Reply::Replica(id))

@@ -12,15 +12,14 @@ impl Cluster {
     }
 
     /// Takes one report over, or drops it: it must carry the allocation's epoch and come
-    /// from the task's own node, and a phase only moves on. That a task is lost is for the
-    /// state to say: an agent that could would complete a gang whose tasks never ended.
+    /// from the task's own node, and a phase only moves on.
     pub(super) fn task_report(&mut self, report: &TaskReport, outcome: &mut Outcome) {
         let Some(allocation) = self.allocations.get(report.allocation) else { return };
         let Some(task) = allocation.tasks.get(report.rank as usize) else { return };
         let fits =
             allocation.epoch == report.epoch && task.node == report.node && task.phase.live();
         let moved_on = rank_of(report.phase) > rank_of(task.phase);
-        if fits && moved_on && report.phase != TaskPhase::Lost {
+        if fits && moved_on {
             let rank = report.rank as usize;
             self.task_changed(
                 report.allocation,

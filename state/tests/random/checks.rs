@@ -107,7 +107,7 @@ fn unchanged(before: &Cluster, after: &Cluster) -> Result<(), String> {
         ("fillers", before.fillers().iter().eq(after.fillers().iter())),
         ("allocations", before.allocations().iter().eq(after.allocations().iter())),
         ("replicas", before.replicas().iter().eq(after.replicas().iter())),
-        ("usage", before.usage().eq(after.usage())),
+        ("usage", before.booked_usage().eq(after.booked_usage())),
         ("index", before.index() == after.index()),
         ("queue", before.queue().eq(after.queue())),
     ];

@@ -158,13 +158,13 @@ impl Generator {
                 step.entry.request = Some(request);
             }
             45..=48 => {
-                let recent = &self.asked[self.asked.len().saturating_sub(16)..];
+                let recent = &self.asked[self.asked.len().saturating_sub(64)..];
                 let Some((request, asked)) = self.rng.pick(recent) else { return };
                 step.entry.request = Some(request);
                 (step.kind, step.expect) = ("duplicate request", Expect::AnswerOf(asked));
             }
             49 => {
-                let forgotten = &self.asked[..self.asked.len().saturating_sub(16)];
+                let forgotten = &self.asked[..self.asked.len().saturating_sub(64)];
                 let forgotten = self.rng.pick(forgotten).map(|(request, _)| request);
                 let unknown = RequestId { client: "long gone".into(), seq: 7 };
                 step.entry.request = Some(forgotten.unwrap_or(unknown));
@@ -369,8 +369,10 @@ impl Generator {
                 ("report out of order", TaskReport { phase, message: "late".into(), ..report })
             }
             _ => {
+                // Not stale at all: the gang ends and waits again, and nothing is counted.
                 let report = self.rng.pick(&right)?;
-                ("report of a loss", TaskReport { phase: TaskPhase::Lost, ..report })
+                let report = TaskReport { phase: TaskPhase::Lost, ..report };
+                return Some(("report of a loss", Command::Report(vec![report]), Expect::Any));
             }
         };
         Some((kind, Command::Report(vec![report]), Expect::Nothing))
