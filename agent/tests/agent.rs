@@ -349,7 +349,7 @@ async fn nothing_of_an_earlier_boot_runs() {
     agent.resume(&server);
     let (_leader, hello) = server.attached().await;
     let found = &hello.running[0];
-    assert_eq!((found.phase(), found.exit_code), (TaskPhase::Exited, 137));
+    assert_eq!((found.phase(), found.exit_code), (TaskPhase::Lost, 0));
     assert_eq!(found.message, "the machine restarted");
 }
 
@@ -364,8 +364,8 @@ async fn a_dead_shim_takes_its_task_with_it() {
     let status = agent.status("j1-a1-r0");
     let shim = nix::unistd::Pid::from_raw(status.shim.pid);
     nix::sys::signal::kill(shim, nix::sys::signal::Signal::SIGKILL).unwrap();
-    let report = leader.phase(TaskPhase::Exited).await;
-    assert_eq!((report.exit_code, report.message.as_str()), (137, "its shim died"));
+    let report = leader.phase(TaskPhase::Lost).await;
+    assert_eq!((report.exit_code, report.message.as_str()), (0, "its shim died"));
     assert!(!alive(status.processes[0].pid));
     assert_eq!(rowen_agent::power_off(agent.dir.path()), 0, "nothing is left");
 }
@@ -380,7 +380,7 @@ async fn a_silent_leader_ends_the_tasks() {
     leader.phase(TaskPhase::Running).await;
     leader.lease = false;
     let asked = Instant::now();
-    let report = leader.phase(TaskPhase::Exited).await;
+    let report = leader.phase(TaskPhase::Lost).await;
     assert_eq!(report.message, "killed by SIGTERM: the node lease ran out");
     // A lease of 2000 from the last acknowledged heartbeat, which is up to 100 old.
     assert!((1800..6000).contains(&asked.elapsed().as_millis()), "{:?}", asked.elapsed());

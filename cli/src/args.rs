@@ -89,6 +89,9 @@ pub(crate) enum Verb {
     Filler(FillerVerb),
     /// The control plane and what the GPUs were used for.
     Status(WatchArgs),
+    /// The replicas of the control plane: set up, look after, back up.
+    #[command(subcommand, arg_required_else_help = true)]
+    Cluster(ClusterVerb),
     /// Run a whole cluster on this machine, with simulated GPUs.
     Dev(Box<crate::dev::Args>),
     /// Show a real gang over fillers, end to end, in half a minute.
@@ -304,6 +307,20 @@ pub(crate) enum NodeVerb {
     /// Put nodes back in service after a cordon or a drain.
     #[command(visible_alias = "uncordon")]
     Undrain(NodeNamesArgs),
+    /// Give a node's GPUs back at once, because you have seen that the machine is off.
+    Forget(ForgetArgs),
+}
+
+/// `node forget`.
+#[derive(Debug, Args)]
+pub(crate) struct ForgetArgs {
+    /// Name of the node.
+    #[arg(value_name = "NODE")]
+    pub(crate) name: String,
+    /// You have looked: the machine is off or cut from its GPUs. If it still runs, two jobs may
+    /// use one GPU.
+    #[arg(long)]
+    pub(crate) i_checked: bool,
 }
 
 /// One node.
@@ -331,6 +348,74 @@ pub(crate) struct NodeReasonArgs {
     /// Why, for those who wonder later.
     #[arg(short = 'm', long, value_name = "TEXT", default_value = "", hide_default_value = true)]
     pub(crate) reason: String,
+}
+
+/// Verbs of the replicas.
+#[derive(Debug, Subcommand)]
+pub(crate) enum ClusterVerb {
+    /// Make an empty data folder the first replica of a new cluster; `rowen serve` then runs it.
+    Init(ServeArgs),
+    /// Make an empty data folder a further replica of a cluster; `rowen serve` then runs it.
+    Join(JoinArgs),
+    /// Show the replicas: who leads, who votes, how much of the log each has.
+    Status(WatchArgs),
+    /// Take a replica out for good; its id is never used again.
+    Remove(RemoveArgs),
+    /// Hand the leadership to another replica.
+    TransferLeader(TransferArgs),
+    /// Write the state and the archive into one file, checked before it gets its name.
+    Backup(BackupArgs),
+    /// Make an empty data folder the first replica of a cluster that goes on from a backup.
+    Restore(RestoreArgs),
+}
+
+/// `cluster join`.
+#[derive(Debug, Args)]
+pub(crate) struct JoinArgs {
+    /// Which folder, and where the others reach it.
+    #[command(flatten)]
+    pub(crate) serve: ServeArgs,
+    /// Replicas of the cluster, HOST:PORT with commas between; one that answers is enough.
+    #[arg(long, value_name = "ADDR", value_delimiter = ',', required = true)]
+    pub(crate) peer: Vec<String>,
+}
+
+/// `cluster remove`.
+#[derive(Debug, Args)]
+pub(crate) struct RemoveArgs {
+    /// Its id, as `cluster status` has it.
+    #[arg(value_name = "ID", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) id: u64,
+}
+
+/// `cluster transfer-leader`.
+#[derive(Debug, Args)]
+pub(crate) struct TransferArgs {
+    /// Who is to lead. Left out: the voter with most of the log.
+    #[arg(long, value_name = "ID", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) to: Option<u64>,
+}
+
+/// `cluster backup`.
+#[derive(Debug, Args)]
+pub(crate) struct BackupArgs {
+    /// Where to.
+    #[arg(value_name = "FILE")]
+    pub(crate) file: std::path::PathBuf,
+    /// Replace a file of that name.
+    #[arg(long)]
+    pub(crate) force: bool,
+}
+
+/// `cluster restore`.
+#[derive(Debug, Args)]
+pub(crate) struct RestoreArgs {
+    /// What `cluster backup` wrote.
+    #[arg(value_name = "FILE")]
+    pub(crate) file: std::path::PathBuf,
+    /// Which folder, and where clients and agents reach it.
+    #[command(flatten)]
+    pub(crate) serve: ServeArgs,
 }
 
 /// Verbs of the fabric.
@@ -506,6 +591,14 @@ mod tests {
             "rowen filler deploy chat.yaml --set instances.max=2",
             "rowen filler rm chat",
             "rowen serve --config rowen.toml",
+            "rowen node forget node1 --i-checked",
+            "rowen cluster init --config rowen.toml",
+            "rowen cluster join --config rowen.toml --peer a:1,b:1",
+            "rowen cluster status -o yaml",
+            "rowen cluster remove 2",
+            "rowen cluster transfer-leader --to 3",
+            "rowen cluster backup rowen.backup --force",
+            "rowen cluster restore rowen.backup --config rowen.toml",
             "rowen agent --server a:1,b:1 --node n1 --dir /d --addr h --simulate-gpus 8",
             "rowen schema job",
             "rowen completion bash",
@@ -523,6 +616,11 @@ mod tests {
             "rowen queue --frobnicate",
             "rowen job",
             "rowen node drain",
+            "rowen cluster",
+            "rowen cluster join --config rowen.toml",
+            "rowen cluster remove 0",
+            "rowen cluster transfer-leader --to x",
+            "rowen cluster restore rowen.backup",
             "rowen cancel",
             "rowen logs 7 --stdout --stderr",
             "rowen status -o xml",

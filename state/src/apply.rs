@@ -45,20 +45,19 @@ impl Cluster {
     }
 
     fn answer(&mut self, entry: &Entry, outcome: &mut Outcome) -> Answer {
-        self.advance_clock(entry.at_ms)?;
-        let now_ms = self.meta.now_ms;
         if let Some(request) = &entry.request {
-            match self.requests.look_up(request, now_ms) {
+            match self.requests.look_up(request, self.meta.now_ms) {
                 Seen::New => {}
                 Seen::Answered(answer) => return answer,
                 Seen::Expired => return Err(requests::expired()),
                 Seen::Full => return Err(requests::full()),
             }
         }
-        let answer = self.dispatch(&entry.command, outcome);
+        let answer =
+            self.advance_clock(entry.at_ms).and_then(|()| self.dispatch(&entry.command, outcome));
         outcome.replan &= answer.is_ok();
         if let Some(request) = &entry.request {
-            self.requests.remember(self.meta.applied, now_ms, request, &answer);
+            self.requests.remember(self.meta.applied, self.meta.now_ms, request, &answer);
         }
         answer
     }

@@ -5,6 +5,7 @@
 //! happened. Views change only by addition. Never talks to a server.
 
 pub(crate) mod cells;
+pub(crate) mod cluster;
 pub(crate) mod fabric;
 pub(crate) mod filler;
 pub(crate) mod job;

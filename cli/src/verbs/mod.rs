@@ -4,6 +4,7 @@
 //! on all cores. Nothing here decides how anything looks: see `output`.
 
 mod agent;
+mod cluster;
 mod completion;
 mod fabric;
 mod filler;
@@ -55,6 +56,7 @@ pub(crate) fn run(args: RowenArgs) -> Outcome {
         Verb::Filler(FillerVerb::Schema) => schema::print(Kind::Filler),
         Verb::Filler(verb) => client(global, async |s| filler::run(s, verb).await),
         Verb::Status(args) => client(global, async |s| status::run(s, args).await),
+        Verb::Cluster(verb) => cluster::run(global, verb),
         Verb::Dev(args) => on_all_cores(crate::dev::run(*args)),
         Verb::Demo(args) => on_all_cores(crate::demo::run(*args)),
         Verb::Bench(args) => on_all_cores(crate::bench::run(*args)),

@@ -1,14 +1,15 @@
-//! `node list`, `show`, `cordon`, `drain`, `undrain`.
+//! `node list`, `show`, `cordon`, `drain`, `undrain`, `forget`.
 
 use std::process::ExitCode;
 
 use rowen_api::v1::{
-    CordonNodeRequest, DrainNodeRequest, GetNodeRequest, ListNodesRequest, UndrainNodeRequest,
+    CordonNodeRequest, DrainNodeRequest, ForgetNodeRequest, GetNodeRequest, ListNodesRequest,
+    UndrainNodeRequest,
 };
 use serde::Serialize;
 
 use super::Session;
-use crate::args::{NodeNamesArgs, NodeReasonArgs, NodeVerb, WatchArgs};
+use crate::args::{ForgetArgs, NodeNamesArgs, NodeReasonArgs, NodeVerb, WatchArgs};
 use crate::client::{Client, nodes};
 use crate::exit::{DONE, Outcome, UsageError};
 use crate::output::node::{self, NodeListView, NodeView};
@@ -29,6 +30,7 @@ pub(super) async fn run(session: &mut Session, verb: NodeVerb) -> Outcome {
         NodeVerb::Cordon(args) => cordon(session, args).await,
         NodeVerb::Drain(args) => drain(session, args).await,
         NodeVerb::Undrain(args) => undrain(session, args).await,
+        NodeVerb::Forget(args) => forget(session, args).await,
     }
 }
 
@@ -103,6 +105,26 @@ async fn undrain(session: &mut Session, args: NodeNamesArgs) -> Outcome {
         session.done(&ChangedView { node: name, index }, &text)
     };
     session.each(&names(&args)?, undrain).await
+}
+
+async fn forget(session: &mut Session, args: ForgetArgs) -> Outcome {
+    let ForgetArgs { name, i_checked: checked } = args;
+    if !checked {
+        let text = format!(
+            "--i-checked is missing: go and see that {name} is off; if it still runs, two jobs may use one GPU"
+        );
+        return Err(UsageError(text).into());
+    }
+    let request =
+        ForgetNodeRequest { request: session.client.request_id(), name: name.clone(), checked };
+    let send = |ch| {
+        let request = request.clone();
+        async move { nodes(ch).forget_node(request).await }
+    };
+    let index = session.client.call(send).await?.index;
+    let text = format!("Forgot what ran on {name}: its GPUs are free and its gangs requeue.");
+    session.done(&ChangedView { node: &name, index }, &text)?;
+    Ok(ExitCode::from(DONE))
 }
 
 /// The names that the arguments stand for: `node[1-4]` is four of them.

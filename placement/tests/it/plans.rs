@@ -564,31 +564,40 @@ fn a_claim_of_nothing_fits_an_over_claimed_node() {
     );
 }
 
-/// Prints what a cycle costs; asserts nothing, for machines differ.
-#[test]
-fn a_cycle_over_a_thousand_nodes() {
+fn thousand_nodes() -> World {
     let blocks: Vec<String> = (0..32)
         .map(|block| {
             let (pod, first) = (block / 8, block * 32);
             format!("pod p{pod}\nblock b{block}: n[{first}-{}] x8\n", first + 31)
         })
         .collect();
-    let mut world = World::new(&blocks.concat());
-    world.deploy(filler("chat", 2, 2_000));
-    world.deploy(filler("embed", 1, 2_000));
-    let time = |what: &str, world: &World| {
-        #[expect(clippy::disallowed_methods, reason = "a test may look at a clock")]
-        let start = std::time::Instant::now();
-        let plan = rowen_placement::plan(&world.cluster);
-        println!("{what}: {} decisions in {:?}", plan.decisions.len(), start.elapsed());
-    };
-    time("filling 1,024 nodes", &world);
-    world.cycle();
-    time("nothing to do", &world);
+    World::new(&blocks.concat())
+}
+
+fn time(what: &str, world: &World) {
+    #[expect(clippy::disallowed_methods, reason = "a test may look at a clock")]
+    let start = std::time::Instant::now();
+    let plan = rowen_placement::plan(&world.cluster);
+    println!("{what}: {} decisions in {:?}", plan.decisions.len(), start.elapsed());
+}
+
+fn submit_a_hundred(world: &mut World) {
     for job in 0..100 {
         let level = [None, Some(Level::Block), Some(Level::Pod)][job % 3];
         world.submit(gang(1 + (job as u32 % 40), [8, 4, 1][job % 3], level));
     }
+}
+
+/// Prints what a cycle costs; asserts nothing, for machines differ.
+#[test]
+fn a_cycle_over_a_thousand_nodes() {
+    let mut world = thousand_nodes();
+    world.deploy(filler("chat", 2, 2_000));
+    world.deploy(filler("embed", 1, 2_000));
+    time("filling 1,024 nodes", &world);
+    world.cycle();
+    time("nothing to do", &world);
+    submit_a_hundred(&mut world);
     time("100 queued gangs, all but a few by eviction", &world);
     world.cycle();
     for _ in 0..100 {
@@ -596,4 +605,21 @@ fn a_cycle_over_a_thousand_nodes() {
         world.submit(gang(300, 8, Some(Level::Pod)));
     }
     time("200 more of two shapes that cannot fit", &world);
+}
+
+/// Likewise where no two blocks cost the same: 16 fillers that differ in all that counts.
+#[test]
+fn a_cycle_over_fillers_of_many_kinds() {
+    let mut world = thousand_nodes();
+    for kind in 0..16 {
+        let mut spec = filler(&format!("f{kind}"), [1, 2, 4][kind % 3], 300);
+        spec.value_micros = 100_000 + kind as u64 * 37_000;
+        spec.notice_ms = 2_000 + kind as u64 * 700;
+        spec.resources.cpus = [0, 8, 40][kind / 2 % 3];
+        world.deploy(spec);
+        world.settle();
+        world.now_ms += 1_300;
+    }
+    submit_a_hundred(&mut world);
+    time("100 queued gangs, fillers of 16 kinds", &world);
 }

@@ -1,0 +1,133 @@
+//! The replicas of the control plane on the screen.
+
+use rowen_api::v1::{ClusterStatus, ReplicaStatus};
+use serde::Serialize;
+
+use super::table::{columns, number, page, paragraphs, word};
+
+/// `cluster status -o json`.
+#[derive(Debug, Serialize)]
+pub(crate) struct ClusterView {
+    version: String,
+    /// Format that every replica can read.
+    cluster_version: u32,
+    /// Rises with each restore from a backup.
+    incarnation: u64,
+    term: u64,
+    applied_index: u64,
+    /// Hex, after the entry at `applied_index`.
+    state_hash: String,
+    /// Newest index at which a majority had the same state hash.
+    checkpoint_index: Option<u64>,
+    replicas: Vec<ReplicaView>,
+}
+
+#[derive(Debug, Serialize)]
+struct ReplicaView {
+    id: u64,
+    addr: String,
+    /// leader, voter or learner.
+    role: &'static str,
+    /// Log index known to be on its disk.
+    matched_index: Option<u64>,
+    /// Entries that it lacks.
+    lag: Option<u64>,
+}
+
+impl ClusterView {
+    pub(crate) fn new(status: &ClusterStatus) -> ClusterView {
+        let newest = status.replicas.iter().filter_map(|replica| replica.matched).max();
+        ClusterView {
+            version: status.version.clone(),
+            cluster_version: status.cluster_version,
+            incarnation: status.incarnation,
+            term: status.term,
+            applied_index: status.applied,
+            state_hash: status.state_hash.clone(),
+            checkpoint_index: status.checkpoint,
+            replicas: status
+                .replicas
+                .iter()
+                .map(|replica| ReplicaView {
+                    id: replica.id,
+                    addr: replica.addr.clone(),
+                    role: role(replica),
+                    matched_index: replica.matched,
+                    lag: newest.zip(replica.matched).map(|(newest, matched)| newest - matched),
+                })
+                .collect(),
+        }
+    }
+}
+
+fn role(replica: &ReplicaStatus) -> &'static str {
+    match (replica.leader, replica.voter) {
+        (true, _) => "leader",
+        (false, true) => "voter",
+        (false, false) => "learner",
+    }
+}
+
+/// `cluster status`.
+pub(crate) fn show(view: &ClusterView, colour: bool) -> String {
+    let none = || "-".to_owned();
+    let row = |replica: &ReplicaView| {
+        vec![
+            number(replica.id),
+            word(&replica.addr),
+            word(replica.role),
+            number(replica.matched_index.map_or_else(none, |index| index.to_string())),
+            number(replica.lag.map_or_else(none, |lag| lag.to_string())),
+        ]
+    };
+    let head = ["ID", "ADDRESS", "ROLE", "MATCHED", "LAG"];
+    let agreed = match view.checkpoint_index {
+        Some(index) => format!("a majority agreed at {index}"),
+        None => "not compared yet".to_owned(),
+    };
+    let pairs = [
+        ("Term", view.term.to_string()),
+        ("Applied", view.applied_index.to_string()),
+        ("State hash", view.state_hash.clone()),
+        ("Checkpoint", agreed),
+        ("Incarnation", view.incarnation.to_string()),
+        ("Version", format!("{}, cluster version {}", view.version, view.cluster_version)),
+    ];
+    let replicas = columns(&head, view.replicas.iter().map(row).collect(), colour);
+    paragraphs([replicas, page("Log", &pairs, colour)])
+}
+
+#[cfg(test)]
+mod tests {
+    use expect_test::expect;
+
+    use super::*;
+
+    #[test]
+    fn a_learner_that_lags() {
+        let replica = |id: u64, leader, voter, matched| ReplicaStatus {
+            id,
+            addr: format!("10.0.0.{id}:7077"),
+            leader,
+            voter,
+            matched,
+        };
+        let status = ClusterStatus {
+            version: "0.1.0".into(),
+            cluster_version: 1,
+            incarnation: 1,
+            term: 7,
+            applied: 5000,
+            state_hash: "0123456789abcdef0123456789abcdef".into(),
+            checkpoint: Some(4096),
+            replicas: vec![
+                replica(1, false, true, Some(4998)),
+                replica(2, true, true, Some(5000)),
+                replica(4, false, false, Some(17)),
+                replica(5, false, false, None),
+            ],
+            ..Default::default()
+        };
+        expect![[r#""#]].assert_eq(&show(&ClusterView::new(&status), false));
+    }
+}
