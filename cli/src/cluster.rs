@@ -7,6 +7,7 @@
 pub(crate) mod fabric;
 mod guard;
 mod process;
+pub(crate) mod replicas;
 pub(crate) mod rpc;
 mod sweep;
 
@@ -336,14 +337,22 @@ const HIGHEST_PORT: u16 = 20_000;
 
 /// A free port on loopback.
 pub(crate) fn free_address() -> Result<SocketAddr> {
+    Ok(free_addresses(1)?[0])
+}
+
+/// So many different ones.
+pub(crate) fn free_addresses(count: usize) -> Result<Vec<SocketAddr>> {
     let first = LOWEST_PORT + (std::process::id() % 1000) as u16 * 2;
-    for port in (first..HIGHEST_PORT).chain(LOWEST_PORT..first) {
-        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-        if TcpListener::bind(address).is_ok() {
-            return Ok(address);
-        }
-    }
-    bail!("no free port on loopback between {LOWEST_PORT} and {HIGHEST_PORT}")
+    let ports = (first..HIGHEST_PORT).chain(LOWEST_PORT..first);
+    let free = ports
+        .map(|port| SocketAddr::from((Ipv4Addr::LOCALHOST, port)))
+        .filter(|address| TcpListener::bind(address).is_ok());
+    let found: Vec<SocketAddr> = free.take(count).collect();
+    ensure!(
+        found.len() == count,
+        "no {count} free ports on loopback between {LOWEST_PORT} and {HIGHEST_PORT}"
+    );
+    Ok(found)
 }
 
 fn write_config(data: &Path, listen: SocketAddr, timing: Timing) -> Result<()> {

@@ -76,8 +76,17 @@ impl Process {
 
     /// SIGTERM, without waiting.
     pub(super) fn signal_term(&self) {
+        self.signal(Signal::SIGTERM);
+    }
+
+    /// SIGKILL, without waiting.
+    pub(super) fn signal_kill(&self) {
+        self.signal(Signal::SIGKILL);
+    }
+
+    fn signal(&self, signal: Signal) {
         let pid = Pid::from_raw(self.child.id().cast_signed());
-        let _ = kill(pid, Signal::SIGTERM);
+        let _ = kill(pid, signal);
     }
 
     /// SIGTERM, and SIGKILL when it is not gone after `limit`.

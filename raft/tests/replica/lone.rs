@@ -48,6 +48,7 @@ async fn snapshots_and_purging_survive_restarts() {
     let small = || {
         let mut small = config(1, dir.path());
         (small.snapshot_every, small.keep_log, small.segment_bytes) = (100, 20, 8 << 10);
+        small.retain_entries = 0;
         small
     };
     let mut expected = Vec::new();

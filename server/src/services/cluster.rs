@@ -159,6 +159,7 @@ fn status(server: &Server, view: &Cluster) -> v1::ClusterStatus {
         gpus: view.nodes().values().map(|node| node.gpus.len() as u32).sum(),
         usage: view
             .usage()
+            .iter()
             .map(|(key, gpu_ms)| v1::UsageLine {
                 tenant: key.tenant.clone(),
                 class: key.class.as_str().into(),

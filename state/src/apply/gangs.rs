@@ -121,8 +121,7 @@ impl Cluster {
         let task = &self.allocations.get(id).expect("checked by the caller").tasks[rank];
         let TaskPhase::Exited { code } = task.phase else { return };
         let node = self.nodes.get(task.node).map_or("?", |node| node.name.as_str());
-        let said =
-            if task.message.is_empty() { String::new() } else { format!(": {}", task.message) };
+        let said = said(&task.message);
         let why = format!("worker {rank} on {node} ended with {code}{said}");
         self.jobs.get_mut(job).expect("looked up above").exit_code = code;
         self.stop_gang(job, StopReason::TaskFailed, &why, outcome);
@@ -132,7 +131,7 @@ impl Cluster {
     fn task_lost(&mut self, job: JobId, id: AllocationId, rank: usize, outcome: &mut Outcome) {
         let task = &self.allocations.get(id).expect("checked by the caller").tasks[rank];
         let node = self.nodes.get(task.node).map_or("?", |node| node.name.as_str());
-        let why = format!("worker {rank} on {node} was lost: {}", task.message);
+        let why = format!("worker {rank} on {node} was lost{}", said(&task.message));
         self.stop_gang(job, StopReason::NodeLost, &why, outcome);
     }
 
@@ -175,6 +174,11 @@ impl Cluster {
         self.set_job_reason(id, format!("queued again: {why}"));
         self.tell(id, format!("queued again: {why}"), outcome);
     }
+}
+
+/// An agent's words behind ours, if it said any.
+fn said(message: &str) -> String {
+    if message.is_empty() { String::new() } else { format!(": {message}") }
 }
 
 pub(super) fn new_task(Place { node, gpus }: Place, now_ms: u64) -> Task {
