@@ -24,8 +24,9 @@ use crate::args::GlobalArgs;
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How long one address may take to accept a connection.
 const CONNECT: Duration = Duration::from_secs(2);
-/// First pause between two tries; doubles up to the second.
-const PAUSES: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(500));
+/// First pause between two tries; doubles up to the second. A new leader is there within a second,
+/// so a client that sleeps longer would be most of what a user waits for.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(100));
 /// A list of a hundred thousand GPUs is larger than tonic's 4 MiB.
 const MAX_ANSWER_BYTES: usize = 64 << 20;
 /// Where `rowen dev` listens unless told otherwise.

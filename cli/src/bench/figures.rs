@@ -66,6 +66,13 @@ impl Figure {
         self.ok = self.value >= bar;
         self
     }
+
+    /// So many times what it stands beside.
+    pub(crate) fn ratio_at_least(mut self, bar: f64) -> Figure {
+        self.bar = Some(bar);
+        self.ok = self.ratio.is_some_and(|ratio| ratio >= bar);
+        self
+    }
 }
 
 /// Something that must hold.

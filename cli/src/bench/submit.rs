@@ -40,10 +40,7 @@ pub(crate) struct Args {
 }
 
 pub(super) async fn run(args: Args) -> Result<ExitCode> {
-    let temporary = match &args.data {
-        Some(parent) => tempfile::Builder::new().prefix("bench-").tempdir_in(parent)?,
-        None => tempfile::Builder::new().prefix("rowen-bench-").tempdir()?,
-    };
+    let temporary = super::folder(args.data.as_deref())?;
     tokio::select! {
         report = measure(&args, temporary.path()) => Ok(report?.finish(args.json, args.enforce)),
         () = cluster::interrupted() => Ok(ExitCode::from(130)),

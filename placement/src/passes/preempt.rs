@@ -33,7 +33,8 @@ pub(crate) fn preempt(draft: &mut Draft<'_>, ask: &Ask) -> Option<Placement> {
     for (wider, level) in (0u128..).zip(ask.levels()) {
         let span_micros = delay_micros(ask, wider * WIDER_MS);
         let costs_more = |best: &Option<(u128, DomainId, Choice)>, least_micros: u128| {
-            best.as_ref().is_some_and(|(micros, ..)| *micros <= span_micros + least_micros)
+            best.as_ref()
+                .is_some_and(|(micros, ..)| *micros <= span_micros.saturating_add(least_micros))
         };
         if costs_more(&best, 0) {
             break; // every domain from here on

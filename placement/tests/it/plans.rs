@@ -574,6 +574,7 @@ fn thousand_nodes() -> World {
     World::new(&blocks.concat())
 }
 
+#[expect(clippy::print_stdout, reason = "figures for whoever asks with --nocapture")]
 fn time(what: &str, world: &World) {
     #[expect(clippy::disallowed_methods, reason = "a test may look at a clock")]
     let start = std::time::Instant::now();

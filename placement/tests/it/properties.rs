@@ -2,7 +2,7 @@
 //! exhaustive search finds.
 
 use proptest::prelude::*;
-use rowen_placement::plan;
+use rowen_placement::{explain, plan};
 use rowen_state::{
     AllocationId, Cluster, Command, Decision, FillerState, GpuMask, GpuSlot, Job, Node, NodeId,
     Owner, Place, Plan, Reply, Resources, TaskPhase,
@@ -39,8 +39,12 @@ proptest! {
         events in prop::collection::vec((0u8..100, any::<u32>(), any::<u32>(), any::<u32>()), 1..40),
     ) {
         let mut world = World::new(&drawing(&blocks));
+        let mut late: Option<Plan> = None;
         for event in events {
             happen(&mut world, event);
+            if let Some(late) = late.take() {
+                commit_late(&mut world, late);
+            }
             let proposed = plan(&world.cluster);
             let restored = Cluster::from_snapshot(&world.cluster.to_snapshot().unwrap()).unwrap();
             assert_eq!(plan(&restored), proposed, "it depends on more than the state");
@@ -49,10 +53,40 @@ proptest! {
                 first_gang_is_served(&world.cluster, &job, &proposed);
             }
             every_victim_is_needed(&world.cluster, &proposed);
-            world.cycle();
+            explanations_agree(&world.cluster, &proposed);
+            if event.1 % 5 == 0 {
+                late = Some(proposed);
+            } else {
+                world.cycle();
+            }
         }
         world.settle();
         nothing_is_left_idle(&world.cluster);
+    }
+}
+
+/// Something has happened since the plan was made: what no longer fits is refused, no harm done.
+fn commit_late(world: &mut World, late: Plan) {
+    let all = late.decisions.len() as u32;
+    let reply = world.apply(Command::CommitPlan(late));
+    let Reply::Planned { accepted, rejected } = reply else { panic!("{reply:?}") };
+    assert_eq!(accepted + rejected, all);
+    assert_eq!(world.cluster.verify(), []);
+}
+
+/// `why` says of every queued job what the plan says.
+fn explanations_agree(cluster: &Cluster, plan: &Plan) {
+    for queued in cluster.queue() {
+        let planned = plan.decisions.iter().find_map(|decision| match decision {
+            Decision::Start { job, why, .. } | Decision::Hold { job, why, .. } => {
+                (*job == queued.id).then_some(why)
+            }
+            Decision::Wait { job, reason } => (*job == queued.id).then_some(reason),
+            _ => None,
+        });
+        let planned = planned.unwrap_or(&queued.reason);
+        let said = explain(cluster, queued.id).summary;
+        assert!(said.ends_with(&format!(": {planned}")), "{said:?} but planned {planned:?}");
     }
 }
 
