@@ -19,8 +19,6 @@ use crate::{
 
 /// What an agent says of a task whose shim ended it because no leader was heard.
 pub(crate) const LEASE_RAN_OUT: &str = "the node lease ran out";
-/// Open: docs/chaos-findings.md, 1.
-const FAILED_BY_LEASE: &str = "1: a job is failed because its node lease ran out";
 /// Open: docs/chaos-findings.md, 2.
 const COMPLETED_BY_LEASE: &str = "2: a job cut off by its node lease counts as completed";
 
@@ -432,9 +430,6 @@ impl World {
                         "completed unfinished: job {id}: {ran} of {} workers ran to their end",
                         job.spec.workers
                     ));
-                }
-                if job.state == JobState::Failed && cut_off {
-                    context.open_finding(FAILED_BY_LEASE);
                 }
             }
         }

@@ -98,6 +98,11 @@ pub(crate) enum Verb {
     Demo(Box<crate::demo::Args>),
     /// Measure.
     Bench(Box<crate::bench::Args>),
+    /// Replay a trace in virtual time through the same core.
+    #[command(subcommand, arg_required_else_help = true)]
+    Sim(crate::verbs::SimVerb),
+    /// Rebuild any moment from a replica's data folder, and check it.
+    Replay(crate::verbs::ReplayArgs),
     /// Run a replica of the control plane.
     Serve(ServeArgs),
     /// Run the agent of a node.

@@ -118,5 +118,6 @@ async fn main() {
         for replica in replicas {
             replica.shutdown().await;
         }
+        println!("bare fdatasync of {ENTRY_BYTES} bytes: {:.0}/s", bare_rate(dir.path()));
     }
 }

@@ -84,11 +84,7 @@ async fn measure(args: &Args, folder: &Path) -> Result<Report> {
     Ok(Report::new("bench commit", 0, figures, checks))
 }
 
-async fn with_replicas(
-    args: &Args,
-    folder: &Path,
-    replicas: u8,
-) -> Result<(Vec<Figure>, Check)> {
+async fn with_replicas(args: &Args, folder: &Path, replicas: u8) -> Result<(Vec<Figure>, Check)> {
     let data = folder.join("rowen");
     let mut group = Group::start(&data, replicas.into(), Timing::default()).await?;
     let leader = group.leader().await?;
@@ -221,11 +217,7 @@ impl Bench {
 }
 
 /// Each client asks, waits for the answer and asks again, until the time is over.
-async fn load<F>(
-    clients: u32,
-    length: Duration,
-    send: impl Fn(u32, u64) -> F,
-) -> Result<Load>
+async fn load<F>(clients: u32, length: Duration, send: impl Fn(u32, u64) -> F) -> Result<Load>
 where
     F: Future<Output = Result<(), Status>> + Send,
 {

@@ -6,7 +6,7 @@
 
 pub(crate) mod filler;
 mod http;
-mod journal;
+pub(crate) mod journal;
 mod ring;
 mod screen;
 mod steps;

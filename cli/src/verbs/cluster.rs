@@ -57,11 +57,8 @@ fn set_up(
     work: impl Future<Output = anyhow::Result<u64>>,
 ) -> Outcome {
     on_all_cores(async {
-        let view = SetUpView {
-            replica: work.await?,
-            data: config.data.clone(),
-            addr: config.address(),
-        };
+        let view =
+            SetUpView { replica: work.await?, data: config.data.clone(), addr: config.address() };
         let sentence = |view: &SetUpView| {
             let data = view.data.display();
             format!("Replica {} is set up in {data}; run it with `rowen serve`.", view.replica)
@@ -113,9 +110,8 @@ async fn remove(session: &mut Session, args: RemoveArgs) -> Outcome {
 }
 
 async fn transfer(session: &mut Session, to: u64) -> Outcome {
-    let send = |ch| async move {
-        cluster(ch).transfer_leadership(TransferLeadershipRequest { to }).await
-    };
+    let send =
+        |ch| async move { cluster(ch).transfer_leadership(TransferLeadershipRequest { to }).await };
     let to = session.client.call(send).await?.to;
     let text = format!("Replica {to} is to lead; see `rowen cluster status`.");
     session.done(&ChangedView { replica: to, index: None }, &text)?;

@@ -12,11 +12,16 @@ mod follow;
 mod job;
 mod logs;
 mod node;
+mod replay;
 mod schema;
 mod serve;
+mod sim;
 mod status;
 mod submit;
 mod version;
+
+pub(crate) use replay::ReplayArgs;
+pub(crate) use sim::SimVerb;
 
 use std::future::Future;
 use std::process::ExitCode;
@@ -60,6 +65,8 @@ pub(crate) fn run(args: RowenArgs) -> Outcome {
         Verb::Dev(args) => on_all_cores(crate::dev::run(*args)),
         Verb::Demo(args) => on_all_cores(crate::demo::run(*args)),
         Verb::Bench(args) => on_all_cores(crate::bench::run(*args)),
+        Verb::Replay(args) => replay::run(Output::new(global.output), &args),
+        Verb::Sim(verb) => sim::run(verb),
         Verb::Serve(args) => serve::run(&args),
         Verb::Agent(args) => agent::run(args),
         Verb::Schema(args) => schema::print(args.kind),

@@ -203,7 +203,7 @@ impl RaftNetworkV2<TypeConfig> for Peer {
     where
         S: Stream<Item = AppendEntriesRequest<TypeConfig>> + OptionalSend + Unpin + 'static,
     {
-        if self.purpose == Purpose::Heartbeat || std::env::var_os("SEQ").is_some() {
+        if self.purpose == Purpose::Heartbeat {
             return stream_append_sequential(self, input, option);
         }
         let timeout = pipeline::patience(option.soft_ttl());

@@ -10,19 +10,19 @@ use std::{
 use crate::common::{Keeper, config, eventually, member};
 use rowen_raft::{ProposeError, Replica, ReplicaConfig, ReplicaId};
 use tokio::{net::TcpListener, runtime::Runtime};
-use tokio_stream::wrappers::TcpListenerStream;
+use tonic::transport::server::TcpIncoming;
 
 /// A replica that listens.
-struct Node {
-    replica: Replica,
-    keeper: Keeper,
+pub(crate) struct Node {
+    pub(crate) replica: Replica,
+    pub(crate) keeper: Keeper,
     /// Of its own, so that stopping it cuts the connections, as the end of a process does.
     server: Runtime,
 }
 
 impl Node {
     /// Opens a replica and serves it on `listener`.
-    async fn start(config: ReplicaConfig, listener: std::net::TcpListener) -> Node {
+    pub(crate) async fn start(config: ReplicaConfig, listener: std::net::TcpListener) -> Node {
         let keeper = Keeper::default();
         let replica = Replica::open(config, keeper.clone()).await.unwrap();
         let mut builder = tokio::runtime::Builder::new_multi_thread();
@@ -31,31 +31,32 @@ impl Node {
         server.spawn(async move {
             listener.set_nonblocking(true).unwrap();
             let listener = TcpListener::from_std(listener).unwrap();
-            router.serve_with_incoming(TcpListenerStream::new(listener)).await.unwrap();
+            let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+            router.serve_with_incoming(incoming).await.unwrap();
         });
         Node { replica, keeper, server }
     }
 
     /// Stops the server and the replica.
-    async fn stop(self) {
+    pub(crate) async fn stop(self) {
         self.server.shutdown_background();
         self.replica.shutdown().await;
     }
 
-    fn is_ready_leader(&self) -> bool {
+    pub(crate) fn is_ready_leader(&self) -> bool {
         self.replica.leadership().borrow().ready
     }
 }
 
 /// A listener on a free port, and its address.
-fn listen() -> (std::net::TcpListener, String) {
+pub(crate) fn listen() -> (std::net::TcpListener, String) {
     let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let addr = listener.local_addr().unwrap().to_string();
     (listener, addr)
 }
 
 /// A listener on the address that a stopped replica had.
-async fn listen_again(addr: &str) -> std::net::TcpListener {
+pub(crate) async fn listen_again(addr: &str) -> std::net::TcpListener {
     for _ in 0..250 {
         if let Ok(listener) = std::net::TcpListener::bind(addr) {
             return listener;
@@ -72,7 +73,7 @@ struct Group {
 }
 
 /// Snapshots come early and little log is kept, so that whoever was away needs a snapshot.
-fn small(id: u64, dir: &Path) -> ReplicaConfig {
+pub(crate) fn small(id: u64, dir: &Path) -> ReplicaConfig {
     let mut config = config(id, &dir.join(id.to_string()));
     (config.snapshot_every, config.keep_log, config.segment_bytes) = (200, 10, 256 << 10);
     config

@@ -7,7 +7,7 @@ use crate::common::{Keeper, config, eventually, member};
 use rowen_raft::{OpenError, ProposeError, RaftError, Replica, ReplicaConfig};
 
 /// Opens a lone replica, forms its group where there is none, waits until it may plan.
-async fn lone(config: ReplicaConfig) -> (Replica, Keeper) {
+pub(crate) async fn lone(config: ReplicaConfig) -> (Replica, Keeper) {
     let keeper = Keeper::default();
     let replica = Replica::open(config, keeper.clone()).await.unwrap();
     if !replica.is_initialized().await.unwrap() {

@@ -5,4 +5,7 @@
 mod common;
 mod group;
 mod lone;
+mod membership;
+mod offline;
+mod seed;
 mod sim_disk;
