@@ -89,7 +89,9 @@ struct Shim {
     end: Option<End>,
     /// Of the first process that failed.
     failure: Option<(i32, String)>,
-    /// What ends it is not its own doing, nor an order: nobody must count it as its failure.
+    /// The node lease ran out or the machine shuts down: no order ends it, and it is no end of its own.
+    losing: bool,
+    /// It was cut off for that: nobody must count it as its failure, nor as its success.
     lost: bool,
 }
 
@@ -102,6 +104,7 @@ impl Shim {
             children: Children::default(),
             end: None,
             failure: None,
+            losing: false,
             lost: false,
         }
     }
@@ -176,7 +179,7 @@ impl Shim {
         while let Ok(Some(signal)) = signals.read_signal() {
             if i32::try_from(signal.ssi_signo) != Ok(Signal::SIGCHLD as i32) {
                 let now = clock::boottime_ms();
-                self.lost |= self.failure.is_none();
+                self.losing = true;
                 self.stop(StopLine {
                     term_at_ms: now,
                     kill_at_ms: now + self.spec.notice_ms,
@@ -220,7 +223,7 @@ impl Shim {
     fn check_lease(&mut self) {
         let expires_ms = self.lease.expires_ms();
         if clock::boottime_ms() >= expires_ms {
-            self.lost |= self.failure.is_none();
+            self.losing = true;
             self.stop(StopLine {
                 term_at_ms: expires_ms,
                 kill_at_ms: expires_ms + self.spec.notice_ms,
@@ -251,6 +254,7 @@ impl Shim {
         let killing = now >= end.line.kill_at_ms;
         if !end.terminated && (killing || now >= end.line.term_at_ms) {
             end.terminated = true;
+            self.lost |= self.losing && self.failure.is_none();
             self.children.terminate_group();
         }
         if killing {
@@ -262,8 +266,7 @@ impl Shim {
         let own = i32::try_from(std::process::id()).expect("pids fit");
         let shim: ProcessId = process::identify(own);
         let processes = self.children.launched().to_vec();
-        let lost = self.lost && exit_code != 0; // what ended well is done, whatever came after
-        Status { phase, shim, processes, exit_code, message, lost }
+        Status { phase, shim, processes, exit_code, message, lost: self.lost }
     }
 
     /// The file first: whoever hears of it on the socket may read it.

@@ -278,6 +278,27 @@ fn ends_the_task_when_the_node_lease_runs_out() {
     assert!((780..5000).contains(&took.as_millis()), "{took:?}");
     let notice: Notice = spec::read(&task.dir().join(NOTICE_FILE)).unwrap();
     assert_eq!(notice.reason, "the node lease ran out");
+    assert!(status.lost);
+}
+
+/// A program that writes its checkpoint on SIGTERM and ends well has not run to its end.
+#[test]
+fn what_the_lease_cut_off_is_lost_even_if_it_ends_well() {
+    let mut task = start("trap 'exit 0' TERM; echo up; while :; do sleep 0.05; done", 500, |_| {});
+    task.says("stdout.log", "up");
+    let (status, _) = task.end();
+    assert_eq!((status.exit_code, status.lost), (0, true));
+}
+
+#[test]
+fn what_ended_by_itself_or_by_order_is_not_lost() {
+    let (status, _) = start("exit 7", 60_000, |_| {}).end();
+    assert_eq!((status.exit_code, status.lost), (7, false));
+    let mut task = start("echo up; sleep 60", 60_000, |_| {});
+    task.says("stdout.log", "up");
+    task.stop(0, 300);
+    let (status, _) = task.end();
+    assert!(!status.lost);
 }
 
 #[test]
