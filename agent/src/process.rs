@@ -96,7 +96,8 @@ pub(crate) fn kill_orphans(task_dir: &Path, limit: Duration) -> bool {
 }
 
 /// Living processes of a task whose shim is dead: those it wrote down, what
-/// descends from them, and whatever carries its ROWEN_TASK_DIR.
+/// descends from them, whatever carries its ROWEN_TASK_DIR, and whatever is in its cgroup (a
+/// program may write its title over its environment).
 fn orphans(task_dir: &Path) -> Vec<i32> {
     let mut found: Vec<i32> = Vec::new();
     if let Ok(status) = spec::read::<Status>(&task_dir.join(spec::STATUS_FILE)) {
@@ -106,9 +107,18 @@ fn orphans(task_dir: &Path) -> Vec<i32> {
         }
     }
     found.extend(marked(task_dir, false));
+    found.extend(in_cgroup(task_dir));
     found.sort_unstable();
     found.dedup();
     found
+}
+
+fn in_cgroup(task_dir: &Path) -> Vec<i32> {
+    let spec = spec::read::<Spec>(&task_dir.join(spec::SPEC_FILE)).ok();
+    let procs = spec.and_then(|spec| fs::read_to_string(spec.cgroup?.join("cgroup.procs")).ok());
+    let pids = procs.unwrap_or_default();
+    let pids = pids.lines().filter_map(|line| line.parse().ok());
+    pids.filter(|pid| stat(*pid).is_some_and(|stat| !stat.zombie)).collect()
 }
 
 /// Living processes whose environment names `dir` (or a folder below it) as

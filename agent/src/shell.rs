@@ -148,14 +148,16 @@ impl Shell {
         })?;
         let lease = LeaseFile::open(&dir.join("lease"))?;
         // CLOCK_BOOTTIME starts anew with the machine: an old lease means nothing.
-        let lease_expires_ms = lease.read().filter(|_| fenced_boot == boot_id).unwrap_or(0);
+        let same_boot = fenced_boot == boot_id;
+        let lease_expires_ms = lease.read().filter(|_| same_boot).unwrap_or(0);
         lease.write(lease_expires_ms)?;
         fence_file.save(&fence, &boot_id)?;
         let saved_term = fence.term;
         let gpus = find_gpus(&config).await?;
         let found = {
             let (tasks_dir, boot_id) = (tasks_dir.clone(), boot_id.clone());
-            tokio::task::spawn_blocking(move || tasks::find(&tasks_dir, &boot_id)).await??
+            tokio::task::spawn_blocking(move || tasks::find(&tasks_dir, &boot_id, same_boot))
+                .await??
         };
         // An exit the leader has is only of interest if it is desired again.
         let known =

@@ -212,15 +212,26 @@ pub(crate) struct Found {
 
 /// Looks through `tasks`: what runs is connected to, what lost its shim is
 /// killed before anything else happens, what belongs to an earlier boot of the
-/// machine has ended with it.
-pub(crate) fn find(tasks: &Path, boot_id: &str) -> io::Result<Vec<Found>> {
+/// machine has ended with it. `same_boot`: the agent ran in this boot before.
+pub(crate) fn find(tasks: &Path, boot_id: &str, same_boot: bool) -> io::Result<Vec<Found>> {
     let mut found = Vec::new();
-    for entry in fs::read_dir(tasks)?.flatten() {
-        let dir = entry.path();
-        let Ok(spec) = spec::read::<Spec>(&dir.join(spec::SPEC_FILE)) else {
-            // The agent died while it made the folder: nothing was launched.
-            let _ = fs::remove_dir_all(&dir);
-            continue;
+    for entry in fs::read_dir(tasks)? {
+        let dir = entry?.path();
+        let spec = match spec::read::<Spec>(&dir.join(spec::SPEC_FILE)) {
+            Ok(spec) => spec,
+            Err(error) if error.kind() == io::ErrorKind::NotFound || !same_boot => {
+                // The agent died while it made the folder: nothing was launched. Or a power cut
+                // ruined a file that is never synced: nothing runs any more.
+                let _ = fs::remove_dir_all(&dir);
+                continue;
+            }
+            // Its GPUs may be in use: to go on without it could start a second owner beside it.
+            Err(error) => {
+                return Err(io::Error::new(
+                    error.kind(),
+                    format!("{} cannot be read ({error}); mend or remove it", dir.display()),
+                ));
+            }
         };
         let (phase, stream) = find_one(&dir, &spec, boot_id);
         let task = Task {
@@ -319,5 +330,20 @@ mod tests {
         assert!(dirs[0].exists() && !dirs[1].exists() && !dirs[4].exists() && dirs[5].exists());
         assert!(running.exists());
         assert!(running.ends_with(format!("j17-a1-r0.{}", FINISHED_MAX + 6)));
+    }
+
+    #[test]
+    fn a_folder_that_cannot_be_read_may_hold_a_running_task() {
+        let tasks = TempDir::new().unwrap();
+        let owner = OwnerSpec { kind: OwnerKind::Job, id: 17, name: String::new(), part: 1 };
+        let empty = new_dir(tasks.path(), &owner, 0).unwrap();
+        assert!(find(tasks.path(), "boot", true).unwrap().is_empty());
+        assert!(!empty.exists(), "nothing was launched in it");
+        let ruined = new_dir(tasks.path(), &owner, 1).unwrap();
+        fs::write(ruined.join(spec::SPEC_FILE), "").unwrap();
+        let error = find(tasks.path(), "boot", true).map(|_| ()).unwrap_err().to_string();
+        assert!(error.contains("j17-a1-r1") && ruined.exists(), "{error}");
+        assert!(find(tasks.path(), "boot", false).unwrap().is_empty(), "after a power cut");
+        assert!(!ruined.exists());
     }
 }

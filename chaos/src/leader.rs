@@ -216,7 +216,6 @@ impl World {
             self.context.finding(format!("machine {machine} has seen term {term} of the future"));
         }
         let node = self.machines[machine].node;
-        self.control.watch.acknowledged(node, self.context.now_ms);
         let welcome = ToAgent::Welcome { term: self.control.term };
         self.send_down(machine, session, welcome);
         self.control
@@ -230,6 +229,8 @@ impl World {
             healthy,
             simulated: true,
             version: "chaos".into(),
+            folder: format!("{machine}"),
+            said_ms: 0, // its streams keep their order
             tasks,
         };
         self.propose("agent", None, Command::NodeUp(report), Then::Opened { machine, session });
@@ -248,7 +249,9 @@ impl World {
             return;
         }
         let node = self.machines[machine].node;
-        self.control.watch.acknowledged(node, self.context.now_ms);
+        if !self.control.watch.renew(self.control.core.cluster(), node, self.context.now_ms) {
+            return self.hang_up(machine, session); // it must say hello again
+        }
         self.send_down(machine, session, ToAgent::HeartbeatAck { seq, term });
         let row = self.control.core.cluster().nodes().get(node).expect("the fabric stays");
         if row.generation > generation {
@@ -330,6 +333,7 @@ impl World {
         }
         match then {
             Then::Planned => self.control.planning = false,
+            Then::Opened { .. } if step.answer.is_err() => self.not_committed(then),
             Then::Opened { machine, session } => self.opened(machine, session),
             Then::Reported { machine, session, seq } if fate == Fate::Committed => {
                 self.send_down(machine, session, ToAgent::ReportAck { seq });
@@ -401,6 +405,14 @@ impl World {
             for task in &allocation.tasks {
                 let machine = machines.iter().position(|machine| machine.node == task.node);
                 let machine = machine.expect("the fabric stays");
+                let node = cluster.nodes().get(task.node).expect("the fabric stays");
+                let sick = task.gpus.without(node.mask(|slot| slot.healthy));
+                if !node.schedulable() || !sick.is_empty() {
+                    context.finding(format!(
+                        "bound where nothing may go: allocation {} at #{index} on {} ({:?}, {:?}, sick {sick:?})",
+                        allocation.id, node.name, node.liveness, node.duty
+                    ));
+                }
                 if let Some(other) = context.journal.living_on(machine, task.gpus) {
                     context.finding(format!(
                         "bound too early: allocation {} at #{index} has GPUs of machine {machine} where {other:?} still runs",

@@ -126,8 +126,12 @@ fn id_record(id: &LogId) -> LogIdV1 {
     LogIdV1 { term: id.committed_leader_id().term, index: id.index() }
 }
 
-fn id_value(record: LogIdV1) -> LogId {
-    log_id(record.term, record.index)
+fn id_value(record: LogIdV1) -> Result<LogId, CodecError> {
+    // Every index has a next one.
+    if record.index == u64::MAX {
+        return Err(CodecError::Content(format!("an entry at index {}", record.index)));
+    }
+    Ok(log_id(record.term, record.index))
 }
 
 fn membership_record(membership: &Membership) -> MembershipV1 {
@@ -165,7 +169,7 @@ pub(crate) fn write_log_id(id: &LogId) -> Vec<u8> {
 }
 
 pub(crate) fn read_log_id(schema: u8, bytes: &[u8]) -> Result<LogId, CodecError> {
-    read(schema, bytes).map(id_value)
+    id_value(read(schema, bytes)?)
 }
 
 pub(crate) fn write_vote(vote: &Vote) -> Vec<u8> {
@@ -204,7 +208,8 @@ pub(crate) fn read_entry(schema: u8, bytes: &[u8]) -> Result<Entry, CodecError> 
             EntryPayload::Membership(membership_value(membership)?)
         }
     };
-    Ok(Entry { log_id: log_id(record.term, record.index), payload })
+    let EntryV1 { term, index, .. } = record;
+    Ok(Entry { log_id: id_value(LogIdV1 { term, index })?, payload })
 }
 
 /// What stands before a snapshot's body in its file.
@@ -229,8 +234,11 @@ pub(crate) fn read_snapshot_head(schema: u8, bytes: &[u8]) -> Result<SnapshotHea
     let membership = membership_value(record.membership)?;
     Ok(SnapshotHead {
         meta: SnapshotMeta {
-            last_log_id: record.last.map(id_value),
-            last_membership: StoredMembership::new(record.membership_at.map(id_value), membership),
+            last_log_id: record.last.map(id_value).transpose()?,
+            last_membership: StoredMembership::new(
+                record.membership_at.map(id_value).transpose()?,
+                membership,
+            ),
         },
         body_bytes: record.body_bytes,
         body_crc: record.body_crc,

@@ -4,16 +4,21 @@
 //! [`Replica`] is the way in. An entry that [`Replica::propose`] answered is synced on a majority
 //! of the replicas and applied here. The log and the vote go to a write-ahead log of our own
 //! (`wal`), the records that apply gives away to the [`Archive`]. openraft stays inside.
+//! [`read_offline`] reads the folder of a stopped replica, [`seed`] makes one from a backup.
 
 mod archive;
 mod codec;
 mod config;
 pub mod disk;
 mod error;
+#[doc(hidden)]
+pub mod fuzz;
 mod log_store;
 mod machine;
 mod membership;
+mod observer;
 mod offline;
+mod recovering;
 mod replica;
 mod seed;
 pub mod sim_disk;

@@ -20,7 +20,6 @@ use openraft::{
 use tokio::{
     sync::{Semaphore, watch},
     task::JoinHandle,
-    time::MissedTickBehavior,
 };
 
 use crate::{
@@ -28,9 +27,11 @@ use crate::{
     disk::{Disk, DiskLock, RealDisk},
     log_store::LogStore,
     machine::Applier,
+    observer::{Observer, repair_archive},
+    recovering::Recovering,
     seed,
     snapshots::Snapshots,
-    transport::{Dial, Peers, RaftService, TransportService, dial_tcp, fetch_archive},
+    transport::{Dial, Peers, RaftService, TransportService, dial_tcp},
     types::{EntryBytes, TypeConfig},
     wal::{Wal, WalOptions},
 };
@@ -93,6 +94,9 @@ pub struct ReplicaMetrics {
     pub purged: Option<u64>,
     /// How many syncs the log asked for.
     pub sync_count: u64,
+    /// Whether it dropped the uncertain end of its log after a power cut and does not vote until
+    /// the leader has sent it again.
+    pub recovering: bool,
     /// All members, voting or not.
     pub members: Vec<Member>,
 }
@@ -107,6 +111,7 @@ struct Inner {
     id: ReplicaId,
     raft: Raft<TypeConfig, Applier>,
     wal: Wal,
+    recovering: Arc<Recovering>,
     archive: Arc<Archive>,
     snapshots: Arc<Snapshots>,
     max_entry_bytes: usize,
@@ -121,8 +126,18 @@ struct Inner {
     lock: Mutex<Option<DiskLock>>,
 }
 
+/// What a replica is put together from.
+struct Parts {
+    raft: Raft<TypeConfig, Applier>,
+    wal: Wal,
+    recovering: Arc<Recovering>,
+    archive: Arc<Archive>,
+    snapshots: Arc<Snapshots>,
+    peers: Peers,
+    lock: DiskLock,
+}
+
 const ARCHIVE_LOCK_POLL: Duration = Duration::from_millis(10);
-const ARCHIVE_REPAIR_EVERY: Duration = Duration::from_secs(1);
 /// What an entry costs beside its bytes.
 const ENTRY_OVERHEAD_BYTES: usize = 512;
 
@@ -145,7 +160,7 @@ impl Replica {
         dial: Dial,
     ) -> Result<Replica, OpenError> {
         config.check()?;
-        let raft_config = Arc::new(config.raft()?);
+        let mut raft_config = config.raft()?;
         let io = |error: std::io::Error| crate::WalError::io("open", &config.dir)(error);
         disk.create_dir(&config.dir).map_err(io)?;
         let lock = disk.lock(&config.dir.join("LOCK")).map_err(io)?;
@@ -158,7 +173,11 @@ impl Replica {
             &config.dir.join("snapshots"),
             config.retain_entries,
         )?);
-        let wal = Wal::open(disk, wal_options(&config))?;
+        let (wal, recovering) =
+            Recovering::open_log(disk, &config.dir, wal_options(&config), &snapshots)?;
+        let recovering = Arc::new(recovering);
+        raft_config.enable_elect = !recovering.is_active();
+        let raft_config = Arc::new(raft_config);
         // A folder a period: retention will drop whole ones, for sled gives no space back.
         let archive = match open_archive(&config.dir.join("archive").join("0")).await {
             Ok(archive) => Arc::new(archive),
@@ -180,7 +199,8 @@ impl Replica {
                 return Err(OpenError::Raft(error.to_string()));
             }
         };
-        let replica = Replica::assemble(&config, raft, wal, archive, snapshots, peers, lock);
+        let parts = Parts { raft, wal, recovering, archive, snapshots, peers, lock };
+        let replica = Replica::assemble(&config, parts);
         replica.elect_lone_voter().await?;
         Ok(replica)
     }
@@ -192,21 +212,14 @@ impl Replica {
             state.membership_state.effective().voter_ids().eq([own_id])
         });
         let raft = |fatal: Fatal<TypeConfig>| OpenError::Raft(self.why_stopped(&fatal));
-        if is_lone.await.map_err(raft)? {
+        if is_lone.await.map_err(raft)? && !self.inner.recovering.is_active() {
             self.inner.raft.trigger().elect(false).await.map_err(raft)?;
         }
         Ok(())
     }
 
-    fn assemble(
-        config: &ReplicaConfig,
-        raft: Raft<TypeConfig, Applier>,
-        wal: Wal,
-        archive: Arc<Archive>,
-        snapshots: Arc<Snapshots>,
-        peers: Peers,
-        lock: DiskLock,
-    ) -> Replica {
+    fn assemble(config: &ReplicaConfig, parts: Parts) -> Replica {
+        let Parts { raft, wal, recovering, archive, snapshots, peers, lock } = parts;
         let stopped = Arc::new(OnceLock::new());
         let (leadership_sender, leadership) = watch::channel(Leadership::default());
         let (failed_sender, failed) = watch::channel(None);
@@ -219,11 +232,16 @@ impl Replica {
             stopped: Arc::clone(&stopped),
         };
         let repair = repair_archive(leadership.clone(), Arc::clone(&archive), peers);
-        let tasks = vec![tokio::spawn(observer.run()), tokio::spawn(repair)];
+        let mut tasks = vec![tokio::spawn(observer.run()), tokio::spawn(repair)];
+        if recovering.is_active() {
+            let (recovering, raft, wal) = (Arc::clone(&recovering), raft.clone(), wal.clone());
+            tasks.push(tokio::spawn(async move { recovering.run(&raft, &wal).await }));
+        }
         let inner = Inner {
             id: config.id,
             raft,
             wal,
+            recovering,
             archive,
             snapshots,
             max_entry_bytes: config.max_entry_bytes,
@@ -352,6 +370,7 @@ impl Replica {
             self.inner.raft.clone(),
             Arc::clone(&self.inner.archive),
             Arc::clone(&self.inner.stopped),
+            Arc::clone(&self.inner.recovering),
         )
     }
 
@@ -368,6 +387,7 @@ impl Replica {
             snapshot: metrics.snapshot.map(|id| id.index()),
             purged: metrics.purged.map(|id| id.index()),
             sync_count: self.inner.wal.sync_count(),
+            recovering: self.inner.recovering.is_active(),
             members: members.map(|(id, node)| member(*id, node)).collect(),
         }
     }
@@ -424,101 +444,4 @@ pub(crate) fn member(id: u64, node: &BasicNode) -> Member {
 
 pub(crate) fn leader_of(to: ForwardToLeader<TypeConfig>) -> Option<Member> {
     Some(member(to.leader_id?, &to.leader_node?))
-}
-
-/// Turns what openraft and the log report into leadership and failure.
-struct Observer {
-    id: ReplicaId,
-    raft: Raft<TypeConfig, Applier>,
-    wal: Wal,
-    leadership: watch::Sender<Leadership>,
-    failed: watch::Sender<Option<String>>,
-    stopped: Arc<OnceLock<String>>,
-}
-
-impl Observer {
-    async fn run(self) {
-        let mut metrics = self.raft.metrics();
-        let mut wal_failed = self.wal.failed();
-        loop {
-            let state = self.look();
-            if let Some(why) = wal_failed.borrow_and_update().clone() {
-                return self.fail(why);
-            }
-            match state {
-                Ok(leadership) => self.publish(leadership),
-                Err(why) => return self.fail(why),
-            }
-            tokio::select! {
-                changed = metrics.changed() => if changed.is_err() {
-                    return self.fail("raft stopped".into());
-                },
-                _ = wal_failed.changed() => {}
-            }
-        }
-    }
-
-    fn look(&self) -> Result<Leadership, String> {
-        let metrics = self.raft.metrics();
-        let metrics = metrics.borrow_watched();
-        if let Err(fatal) = &metrics.running_state {
-            return Err(fatal.to_string());
-        }
-        let leader = metrics
-            .current_leader
-            .and_then(|id| metrics.membership_config.get_node(&id).map(|node| member(id, node)));
-        let is_leader = metrics.state.is_leader();
-        let applied_term = metrics.last_applied.map(|id| id.committed_leader_id().term);
-        let ready = is_leader && applied_term == Some(metrics.current_term);
-        Ok(Leadership { term: metrics.current_term, leader, is_leader, ready })
-    }
-
-    fn publish(&self, new: Leadership) {
-        self.leadership.send_if_modified(|old| {
-            if *old == new {
-                return false;
-            }
-            if (old.term, &old.leader) != (new.term, &new.leader) {
-                let leader = new.leader.as_ref().map(|leader| leader.id.0);
-                tracing::info!(replica = self.id.0, term = new.term, leader, "leadership changed");
-            }
-            *old = new;
-            true
-        });
-    }
-
-    /// Nobody may plan on behalf of a replica that stopped.
-    fn fail(&self, why: String) {
-        let term = self.leadership.borrow().term;
-        self.leadership.send_replace(Leadership { term, ..Leadership::default() });
-        if self.stopped.set(why.clone()).is_ok() {
-            tracing::error!(replica = self.id.0, why, "the replica failed and must be restarted");
-            self.failed.send_replace(Some(why));
-        }
-    }
-}
-
-/// Fetches from the leader what the archive lacks after catching up by snapshot.
-async fn repair_archive(
-    leadership: watch::Receiver<Leadership>,
-    archive: Arc<Archive>,
-    peers: Peers,
-) {
-    let mut ticks = tokio::time::interval(ARCHIVE_REPAIR_EVERY);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    loop {
-        ticks.tick().await;
-        if !archive.has_gap().unwrap_or(false) {
-            continue;
-        }
-        let Leadership { leader: Some(leader), is_leader: false, .. } = leadership.borrow().clone()
-        else {
-            continue;
-        };
-        match fetch_archive(&peers, leader.id.0, &leader.addr, &archive).await {
-            Ok(true) => tracing::info!(from = leader.id.0, "the archive is whole again"),
-            Ok(false) => tracing::warn!(from = leader.id.0, "the leader's archive has a gap too"),
-            Err(error) => tracing::warn!(from = leader.id.0, %error, "archive not fetched yet"),
-        }
-    }
 }

@@ -110,6 +110,11 @@ impl Snapshots {
         Ok(Snapshots { disk, dir: dir.into(), retain_entries, kept: Mutex::new(kept) })
     }
 
+    /// What the newest snapshot covers, and the membership then.
+    pub(crate) fn newest_meta(&self) -> Option<SnapshotMeta> {
+        self.kept.lock().expect("no holder of this lock panics").newest.clone()
+    }
+
     /// What the oldest snapshot covers: replay reaches back to there.
     pub(crate) fn oldest_index(&self) -> u64 {
         let kept = self.kept.lock().expect("no holder of this lock panics");

@@ -3,7 +3,7 @@
 //! One loop owns the leader's memory. A replica that stops leading drops all of it:
 //! the next leader derives everything again from the state.
 
-use std::{sync::Arc, time::Duration};
+use std::{ops::ControlFlow, sync::Arc, time::Duration};
 
 use rowen_api::v1::server_message;
 use rowen_state::{Cluster, Command, Effect, NodeId, Reply};
@@ -16,7 +16,7 @@ use tokio::{
 use crate::{
     auth::Principal,
     checkpoints,
-    clock::boot_ms,
+    clock::{Pace, boot_ms},
     convert,
     core::Core,
     liveness::Watch,
@@ -25,11 +25,24 @@ use crate::{
     server::{Done, Server},
 };
 
-/// A node whose lease a quorum has just confirmed.
+/// A quorum is asked to confirm the leadership, for a heartbeat or a hello.
+#[derive(Debug)]
 pub(crate) struct Renewal {
-    pub(crate) node: NodeId,
+    /// Whose node lease is to be renewed; none for a hello.
+    pub(crate) node: Option<NodeId>,
     /// Answered once a quorum has confirmed the leadership after this came.
-    pub(crate) done: oneshot::Sender<bool>,
+    pub(crate) done: oneshot::Sender<Verdict>,
+}
+
+/// What came of a [`Renewal`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// It may be acknowledged.
+    Confirmed,
+    /// No quorum stands behind this replica.
+    Unconfirmed,
+    /// The state counts the node as gone: its agent must come again.
+    ComeAgain,
 }
 
 /// Renewals that may wait; agents beyond it wait at the channel.
@@ -41,17 +54,28 @@ const TEND_PERIOD: Duration = Duration::from_millis(500);
 /// Runs as long as the replica does, now leading, now not.
 pub(crate) async fn run(server: Arc<Server>, mut renewals: mpsc::Receiver<Renewal>) {
     let mut leadership = server.replica.leadership();
+    let mut views = server.feed.views.clone();
+    let mut pace = Pace::default();
     loop {
         let state = leadership.borrow_and_update().clone();
         if state.ready {
             tracing::info!(term = state.term, "this replica leads");
-            Term::begin(server.clone(), state.term).run(&mut leadership, &mut renewals).await;
-            server.sessions.detach_all();
+            let term = Term::begin(server.clone(), state.term, pace.expect(boot_ms()));
+            let ended = term.run(&mut leadership, &mut renewals).await;
+            pace.led(server.clock.now_ms(), boot_ms());
+            server.clock.stop();
+            server.sessions.close();
             tracing::info!(term = state.term, "this replica leads no more");
+            if ended.is_break() {
+                return;
+            }
         } else {
             tokio::select! {
                 changed = leadership.changed() => if changed.is_err() { return },
-                Some(renewal) = renewals.recv() => drop(renewal.done.send(false)),
+                Ok(()) = views.changed() => {
+                    pace.saw(views.borrow_and_update().now_ms(), boot_ms());
+                }
+                Some(renewal) = renewals.recv() => drop(renewal.done.send(Verdict::Unconfirmed)),
             }
         }
     }
@@ -61,7 +85,11 @@ pub(crate) async fn run(server: Arc<Server>, mut renewals: mpsc::Receiver<Renewa
 struct Term {
     server: Arc<Server>,
     number: u64,
+    /// As agents know it.
+    fence: u64,
     watch: Watch,
+    /// One round of the quorum is under way at a time; it serves all that came before it.
+    renewing: Option<JoinHandle<(Vec<Renewal>, bool)>>,
     planning: Option<JoinHandle<()>>,
     /// The group is brought in line and hashes are compared, one such round at a time.
     tending: Option<JoinHandle<bool>>,
@@ -69,31 +97,42 @@ struct Term {
     /// False while no majority agrees on the state.
     sound: bool,
     replan: bool,
-    last_change: Instant,
+    ticking: Option<JoinHandle<()>>,
+    ticked: Instant,
 }
 
 type Leadership = tokio::sync::watch::Receiver<rowen_raft::Leadership>;
 
 impl Term {
-    fn begin(server: Arc<Server>, number: u64) -> Self {
+    fn begin(server: Arc<Server>, number: u64, lived: Option<u64>) -> Self {
         let view = server.view();
-        server.clock.rebase(view.now_ms());
+        server.clock.start(view.now_ms(), lived);
         let watch = Watch::new(server.timing().margins(), &view, boot_ms());
         let now = Instant::now();
+        let fence = server.fence(number);
+        server.sessions.open(fence);
         Term {
             server,
             number,
+            fence,
             watch,
+            renewing: None,
             planning: None,
             tending: None,
             tended: now,
             sound: true,
             replan: true,
-            last_change: now,
+            ticking: None,
+            ticked: now,
         }
     }
 
-    async fn run(mut self, leadership: &mut Leadership, renewals: &mut mpsc::Receiver<Renewal>) {
+    /// Until the term ends, or, with `Break`, until the process does.
+    async fn run(
+        mut self,
+        leadership: &mut Leadership,
+        renewals: &mut mpsc::Receiver<Renewal>,
+    ) -> ControlFlow<()> {
         let timing = *self.server.timing();
         let mut beat =
             interval(Duration::from_millis(timing.heartbeat_ms.min(timing.tick_ms).min(100)));
@@ -102,29 +141,37 @@ impl Term {
         let mut batch = Vec::new();
         while leadership.borrow_and_update().term == self.number && leadership.borrow().ready {
             tokio::select! {
-                changed = leadership.changed() => if changed.is_err() { return },
+                changed = leadership.changed() => if changed.is_err() {
+                    return ControlFlow::Break(());
+                },
                 pending = work.take() => self.changed(pending),
                 _ = finished(&mut self.planning), if self.planning.is_some() => self.planning = None,
                 sound = tended(&mut self.tending), if self.tending.is_some() => {
                     self.tending = None;
                     self.sound = sound;
                 }
-                count = renewals.recv_many(&mut batch, RENEWALS) => {
-                    if count == 0 { return }
-                    self.renew(std::mem::take(&mut batch)).await;
+                count = renewals.recv_many(&mut batch, RENEWALS), if self.renewing.is_none() => {
+                    if count == 0 {
+                        return ControlFlow::Break(());
+                    }
+                    self.confirm(std::mem::take(&mut batch));
+                }
+                (batch, confirmed) = confirmed(&mut self.renewing), if self.renewing.is_some() => {
+                    self.renewing = None;
+                    self.renew(batch, confirmed);
                 }
                 _ = beat.tick() => self.beat(),
             }
             self.plan();
         }
+        ControlFlow::Continue(())
     }
 
     fn changed(&mut self, pending: Pending) {
         let view = self.server.view();
-        self.last_change = Instant::now();
         self.replan |= pending.replan;
         for Effect::Push(node) in pending.effects {
-            push(&self.server, &view, node);
+            push(&self.server, &view, node, self.fence);
         }
     }
 
@@ -156,24 +203,40 @@ impl Term {
 
     /// A renewal counts only when a quorum confirms the leadership in a round begun
     /// after it came, or a deposed leader could renew for ever. One round serves all.
-    async fn renew(&mut self, batch: Vec<Renewal>) {
-        let confirmed = self.server.replica.read_index().await.is_ok();
-        let now_ms = boot_ms();
-        for renewal in batch {
-            if confirmed {
-                self.watch.acknowledged(renewal.node, now_ms);
-            }
-            let _ = renewal.done.send(confirmed); // the agent may be gone
+    /// The loop does not wait for it: a quorum that is slow must not hold up anything else.
+    fn confirm(&mut self, batch: Vec<Renewal>) {
+        let server = self.server.clone();
+        self.renewing = Some(tokio::spawn(async move {
+            let confirmed = server.replica.read_index().await.is_ok();
+            (batch, confirmed)
+        }));
+    }
+
+    fn renew(&mut self, batch: Vec<Renewal>, confirmed: bool) {
+        let (view, now_ms) = (self.server.view(), boot_ms());
+        for Renewal { node, done } in batch {
+            let verdict = match node {
+                _ if !confirmed => Verdict::Unconfirmed,
+                Some(node) if !self.watch.renew(&view, node, now_ms) => Verdict::ComeAgain,
+                _ => Verdict::Confirmed,
+            };
+            let _ = done.send(verdict); // the agent may be gone
         }
     }
 
     /// What time alone brings: silent nodes, ticks.
     fn beat(&mut self) {
         let view = self.server.view();
-        let mut due = self.watch.due(&view, boot_ms());
-        if self.last_change.elapsed() >= Duration::from_millis(self.server.timing().tick_ms) {
-            self.last_change = Instant::now();
-            due.push(Command::Tick);
+        for command in self.watch.due(&view, boot_ms()) {
+            self.propose(command);
+        }
+        // However busy the log is: only a tick looks at time limits.
+        let tick = Duration::from_millis(self.server.timing().tick_ms);
+        if self.ticked.elapsed() >= tick
+            && self.ticking.as_ref().is_none_or(JoinHandle::is_finished)
+        {
+            self.ticked = Instant::now();
+            self.ticking = Some(self.propose(Command::Tick));
         }
         if self.tending.is_none() && self.tended.elapsed() >= TEND_PERIOD {
             self.tended = Instant::now();
@@ -183,21 +246,31 @@ impl Term {
                 checkpoints::compare(&server).await
             }));
         }
-        for command in due {
-            let server = self.server.clone();
-            tokio::spawn(async move {
-                if let Err(status) = server.propose(&Principal::own("leader"), None, command).await
-                {
-                    tracing::warn!(%status, "a transition was not committed");
-                }
-            });
-        }
+    }
+
+    fn propose(&self, command: Command) -> JoinHandle<()> {
+        let server = self.server.clone();
+        tokio::spawn(async move {
+            if let Err(status) = server.propose(&Principal::own("leader"), None, command).await {
+                tracing::warn!(%status, "a transition was not committed");
+            }
+        })
+    }
+}
+
+/// Pends for ever where nothing is under way. A round that panicked confirmed nobody.
+async fn confirmed(
+    renewing: &mut Option<JoinHandle<(Vec<Renewal>, bool)>>,
+) -> (Vec<Renewal>, bool) {
+    match renewing {
+        Some(task) => task.await.unwrap_or_default(),
+        None => std::future::pending().await,
     }
 }
 
 async fn tended(tending: &mut Option<JoinHandle<bool>>) -> bool {
     match tending {
-        Some(task) => task.await.unwrap_or(true),
+        Some(task) => task.await.unwrap_or(false), // a comparison that panicked shows nothing
         None => true,
     }
 }
@@ -209,7 +282,10 @@ async fn finished(planning: &mut Option<JoinHandle<()>>) {
 }
 
 /// Sends a node its whole desired state, if its agent is attached here.
-pub(crate) fn push(server: &Server, view: &Cluster, node: NodeId) {
-    let desired = convert::desired(view, node, server.term(), server.clock.now_ms());
+/// `fence` is the term in which this replica leads: one that it has only heard of must not
+/// stand on a view that may be older than that term's.
+pub(crate) fn push(server: &Server, view: &Cluster, node: NodeId, fence: u64) {
+    let now_ms = server.clock.now_ms().unwrap_or(view.now_ms());
+    let desired = convert::desired(view, node, fence, now_ms);
     server.sessions.send(node, server_message::Kind::Desired(desired));
 }

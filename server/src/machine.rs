@@ -63,6 +63,8 @@ impl Work {
         pending.effects.sort_unstable();
         pending.effects.dedup(); // bounded by the number of nodes, even where nobody takes it
         pending.replan |= replan;
+        drop(pending);
+        self.wake.notify_one();
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Pending> {
@@ -73,6 +75,8 @@ impl Work {
 /// See the module.
 pub(crate) struct Machine {
     core: Core,
+    /// Of entries that no view shows yet: the leader's loop would act on an older one.
+    unseen: Pending,
     views: watch::Sender<Arc<Cluster>>,
     work: Arc<Work>,
     checkpoints: Arc<Checkpoints>,
@@ -84,14 +88,20 @@ impl Machine {
         let (sender, views) = watch::channel(Arc::new(core.cluster().clone()));
         let work = Arc::new(Work::default());
         let checkpoints = Arc::new(Checkpoints::default());
-        let machine =
-            Machine { core, views: sender, work: work.clone(), checkpoints: checkpoints.clone() };
+        let machine = Machine {
+            core,
+            unseen: Pending::default(),
+            views: sender,
+            work: work.clone(),
+            checkpoints: checkpoints.clone(),
+        };
         (machine, Feed { views, work, checkpoints })
     }
 
-    fn publish(&self) {
+    fn publish(&mut self) {
         self.views.send_replace(Arc::new(self.core.cluster().clone()));
-        self.work.wake.notify_one();
+        let Pending { effects, replan } = std::mem::take(&mut self.unseen);
+        self.work.add(effects, replan);
     }
 }
 
@@ -103,7 +113,8 @@ impl StateMachine for Machine {
             panic!("entry {index}: {error}");
         });
         self.checkpoints.note(index, || self.core.cluster().state_hash());
-        self.work.add(step.effects, step.replan);
+        self.unseen.effects.extend(step.effects);
+        self.unseen.replan |= step.replan;
         let records = step.records.into_iter();
         Applied {
             reply: codec::encode(Kind::Answer, &step.answer).expect("an answer is small"),

@@ -5,6 +5,7 @@
 
 use rowen_raft::{Member, MemberStatus, RaftError};
 use rowen_state::{Cluster, Command, ReplicaId};
+use tonic::Status;
 
 use crate::{auth::Principal, server::Server};
 
@@ -31,8 +32,8 @@ fn next_change(
     last_log: u64,
 ) -> Option<Change> {
     let listed = |id: rowen_raft::ReplicaId| wanted.replicas().contains(ReplicaId(id.0));
-    if wanted.replicas().is_empty() {
-        return members.first().map(|status| Change::Record(status.member.clone()));
+    if let Some(member) = unrecorded(wanted, members).next() {
+        return Some(Change::Record(member));
     }
     let present = |id: ReplicaId| members.iter().any(|status| status.member.id.0 == id.0);
     if let Some(new) = wanted.replicas().values().find(|replica| !present(replica.id)) {
@@ -54,6 +55,33 @@ fn next_change(
     successor(members, own).map(Change::HandOver)
 }
 
+/// Members of the group that the state has never known of, by id. Ids come from a counter in the
+/// state, so one above it was never listed, and one below it that is not listed was taken out.
+fn unrecorded(wanted: &Cluster, members: &[MemberStatus]) -> impl Iterator<Item = Member> + use<> {
+    let last = wanted.meta().last_replica;
+    let mut unknown: Vec<Member> = members
+        .iter()
+        .filter(|status| status.member.id.0 > last)
+        .map(|status| status.member.clone())
+        .collect();
+    unknown.sort_by_key(|member| member.id);
+    unknown.into_iter()
+}
+
+/// Lists every member before a new one gets its id: it could be given one that a member has.
+pub(crate) async fn record(server: &Server) -> Result<(), Status> {
+    let view = server.read().await?;
+    for member in unrecorded(&view, &server.replica.members()) {
+        record_one(server, member).await?;
+    }
+    Ok(())
+}
+
+async fn record_one(server: &Server, member: Member) -> Result<(), Status> {
+    let command = Command::AdmitReplica { id: Some(ReplicaId(member.id.0)), addr: member.addr };
+    server.propose(&Principal::own("leader"), None, command).await.map(drop)
+}
+
 /// The voter with most of the log, other than `own`.
 pub(crate) fn successor(
     members: &[MemberStatus],
@@ -73,12 +101,9 @@ pub(crate) async fn step(server: &Server) {
     };
     tracing::info!(?change, "changing the group");
     let result = match change {
-        Change::Record(member) => {
-            let command =
-                Command::AdmitReplica { id: Some(ReplicaId(member.id.0)), addr: member.addr };
-            let done = server.propose(&Principal::own("leader"), None, command).await;
-            done.map(drop).map_err(|status| RaftError::Members(status.message().to_owned()))
-        }
+        Change::Record(member) => record_one(server, member)
+            .await
+            .map_err(|status| RaftError::Members(status.message().to_owned())),
         Change::AddLearner(member) => replica.add_learner(member).await,
         Change::Promote(id) => replica.promote(id).await,
         Change::Remove(id) => replica.remove(id).await,

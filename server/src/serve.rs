@@ -36,7 +36,7 @@ pub async fn serve(
         config,
         replica: replica.clone(),
         feed,
-        clock: Clock::new(),
+        clock: Clock::default(),
         sessions: Sessions::default(),
     });
     let leading = tokio::spawn(leader::run(server.clone(), received));
@@ -65,7 +65,7 @@ pub async fn serve(
     };
     hand_over(&replica).await;
     // Streams of agents and watchers end with their sessions; nobody is waited for long.
-    server.sessions.detach_all();
+    server.sessions.close();
     let _ = close.send(());
     let _ = tokio::time::timeout(Duration::from_millis(500), &mut serving).await;
     leading.abort();

@@ -54,12 +54,8 @@ impl Server {
         request: Option<RequestId>,
         command: Command,
     ) -> Result<Done, Status> {
-        let entry = Entry {
-            at_ms: self.clock.now_ms(),
-            principal: principal.name.clone(),
-            request,
-            command,
-        };
+        let Some(at_ms) = self.clock.now_ms() else { return Err(self.not_leading()) };
+        let entry = Entry { at_ms, principal: principal.name.clone(), request, command };
         let bytes = codec::encode(Kind::Entry, &entry).map_err(|error| {
             Status::invalid_argument(format!("request: {error}; make it smaller"))
         })?;
@@ -82,9 +78,15 @@ impl Server {
 
     /// What agents fence leaders by: it rises with every leader, and with every restore
     /// from a backup, which may start with a lower Raft term than agents have seen.
-    pub(crate) fn term(&self) -> u64 {
-        let term = self.replica.leadership().borrow().term;
+    pub(crate) fn fence(&self, term: u64) -> u64 {
         (self.view().meta().incarnation << 32) | term
+    }
+
+    /// Who leads, for a caller that thought this replica did. One that has only just been
+    /// elected has no clock yet and says "try again".
+    pub(crate) fn not_leading(&self) -> Status {
+        let leadership = self.replica.leadership().borrow().clone();
+        not_leader(leadership.leader.filter(|_| !leadership.is_leader).as_ref())
     }
 
     /// Makes this replica stop serving; the process ends with `why`.

@@ -2,21 +2,26 @@
 //! or a cluster restored from a backup. And who the replica is, from then on.
 
 use std::{
+    collections::VecDeque,
     fs::{self, File},
-    io::Write,
+    io::{Read, Write},
     path::Path,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, bail};
 use rowen_api::v1::{self, cluster_service_client::ClusterServiceClient};
 use rowen_raft::{Member, Replica, ReplicaConfig, ReplicaId};
 use serde::{Deserialize, Serialize};
+use tonic::{Code, Status, transport::Endpoint};
 
 use crate::{backup, config::Config, machine::Machine};
 
 const FILE: &str = "identity.toml";
-/// Redirections followed when a cluster is asked to admit a replica.
-const HOPS: usize = 8;
+/// How long a cluster that has no leader now is asked to admit a replica.
+const PATIENCE: Duration = Duration::from_secs(10);
+const PAUSE: Duration = Duration::from_millis(200);
+const CONNECT: Duration = Duration::from_secs(2);
 
 /// Who a data folder belongs to. Written once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -146,28 +151,44 @@ fn refuse_used(config: &Config) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Asks the cluster for an id. A repeated ask for the same address gets the same id.
+/// Asks the cluster for an id, under one request id: however often it is sent, it gets one.
 async fn admit(addr: String, peers: &[String]) -> anyhow::Result<u64> {
-    let mut next: Vec<String> = peers.iter().rev().cloned().collect();
-    let mut last = anyhow::anyhow!("peer: name at least one replica of the cluster");
-    for _ in 0..HOPS {
-        let Some(peer) = next.pop() else { break };
-        match ask(&peer, &addr).await {
+    let mut next: VecDeque<String> = peers.iter().cloned().collect();
+    let request = v1::RequestId { client: random_id()?, seq: 1 };
+    let deadline = Instant::now() + PATIENCE;
+    while let Some(peer) = next.pop_front() {
+        let status = match ask(&peer, &addr, &request).await {
             Ok(id) => return Ok(id),
-            Err(status) => {
-                if let Some(leader) = status.metadata().get("rowen-leader") {
-                    next.push(leader.to_str().unwrap_or_default().to_owned());
-                }
-                last = anyhow::anyhow!("{peer}: {}", status.message());
-            }
+            Err(status) => status,
+        };
+        if status.code() != Code::Unavailable || Instant::now() >= deadline {
+            bail!("peer: {peer} did not admit this replica: {}", status.message());
+        }
+        next.push_back(peer);
+        match status.metadata().get("rowen-leader").and_then(|addr| addr.to_str().ok()) {
+            Some(leader) => next.push_front(leader.to_owned()),
+            None => tokio::time::sleep(PAUSE).await, // no leader now, or nobody there
         }
     }
-    Err(last.context("no replica admitted this one"))
+    bail!("peer: name at least one replica of the cluster")
 }
 
-async fn ask(peer: &str, addr: &str) -> Result<u64, tonic::Status> {
-    let connected = ClusterServiceClient::connect(format!("http://{peer}")).await;
-    let mut client = connected.map_err(|error| tonic::Status::unavailable(error.to_string()))?;
-    let request = v1::AdmitReplicaRequest { request: None, addr: addr.to_owned() };
+async fn ask(peer: &str, addr: &str, id: &v1::RequestId) -> Result<u64, Status> {
+    let unavailable = |error: tonic::transport::Error| {
+        let cause = std::error::Error::source(&error).map(ToString::to_string);
+        Status::unavailable(cause.unwrap_or_else(|| error.to_string()))
+    };
+    let endpoint = Endpoint::from_shared(format!("http://{peer}"))
+        .map_err(|_| Status::invalid_argument("it is no address; give host:port"))?
+        .connect_timeout(CONNECT);
+    let mut client = ClusterServiceClient::new(endpoint.connect().await.map_err(unavailable)?);
+    let request = v1::AdmitReplicaRequest { request: Some(id.clone()), addr: addr.to_owned() };
     Ok(client.admit_replica(request).await?.into_inner().id)
+}
+
+/// 128 random bits.
+fn random_id() -> anyhow::Result<String> {
+    let mut bytes = [0u8; 16];
+    File::open("/dev/urandom").and_then(|mut file| file.read_exact(&mut bytes))?;
+    Ok(format!("join-{:032x}", u128::from_le_bytes(bytes)))
 }

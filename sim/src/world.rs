@@ -296,6 +296,8 @@ fn hello(node: NodeId) -> NodeReport {
         healthy: GpuMask(u64::MAX),
         simulated: true,
         version: env!("CARGO_PKG_VERSION").into(),
+        folder: String::new(),
+        said_ms: 0,
         tasks: Vec::new(),
     }
 }

@@ -93,8 +93,14 @@ impl Cluster {
             Command::DrainNode { node, reason } => self.drain_node(*node, reason, outcome),
             Command::UndrainNode(node) => self.undrain_node(*node),
             Command::NodeUp(report) => self.node_up(report, outcome),
-            Command::NodeSilent(node) => self.node_silent(*node, outcome),
-            Command::NodeLost(node) => self.node_lost(*node, outcome),
+            Command::NodeSilent { node, came } => {
+                self.not_come_again(*node, *came)?;
+                self.node_silent(*node, outcome)
+            }
+            Command::NodeLost { node, came } => {
+                self.not_come_again(*node, *came)?;
+                self.node_lost(*node, outcome)
+            }
             Command::ForgetNode(node) => self.forget_node(*node, outcome),
             Command::AdmitReplica { id, addr } => self.admit_replica(*id, addr),
             Command::RemoveReplica(id) => self.remove_replica(*id),

@@ -45,7 +45,7 @@ pub struct Meta {
     pub(crate) last_filler: u64,
     pub(crate) last_allocation: u64,
     pub(crate) last_node: u32,
-    pub(crate) last_replica: u64,
+    pub last_replica: u64,
 }
 
 /// Everything that is true. A clone is cheap: maps are persistent and share

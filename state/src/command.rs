@@ -67,10 +67,20 @@ pub enum Command {
     UndrainNode(NodeId),
     /// An agent has come.
     NodeUp(NodeReport),
-    /// A node has not been heard for a while.
-    NodeSilent(NodeId),
-    /// It has been silent past its margin: nothing of before can run there.
-    NodeLost(NodeId),
+    /// A node has not been heard for a while. Void if its agent has come again meanwhile.
+    NodeSilent {
+        /// Which.
+        node: NodeId,
+        /// [`crate::Node::came`] when the leader decided it.
+        came: u64,
+    },
+    /// It has been silent past its margin: nothing of before can run there. Void likewise.
+    NodeLost {
+        /// Which.
+        node: NodeId,
+        /// [`crate::Node::came`] when the leader decided it.
+        came: u64,
+    },
     /// What agents saw of their tasks.
     Report(Vec<TaskReport>),
     /// What a planning cycle proposes.
@@ -105,6 +115,11 @@ pub struct NodeReport {
     pub simulated: bool,
     /// Of the agent.
     pub version: String,
+    /// Names the folder in which the agent keeps its tasks: one that comes with another folder
+    /// cannot know what the first one runs. Empty: not said.
+    pub folder: String,
+    /// When it was said, on the machine's boot clock; of one boot an older word is void. 0: not said.
+    pub said_ms: u64,
     /// Every task it knows of.
     pub tasks: Vec<TaskReport>,
 }

@@ -77,6 +77,12 @@ pub struct Node {
     pub simulated: bool,
     /// Its agent's version.
     pub version: String,
+    /// Names the folder of the agent that came last.
+    pub folder: String,
+    /// When its agent said so, on the machine's boot clock.
+    pub said_ms: u64,
+    /// Log index at which its agent came last; 0: never.
+    pub came: u64,
     /// Rises with every change of what should run there.
     pub generation: u64,
     /// By ordinal.
@@ -105,6 +111,9 @@ impl Node {
             ports: Vec::new(),
             simulated: false,
             version: String::new(),
+            folder: String::new(),
+            said_ms: 0,
+            came: 0,
             generation: 0,
             gpus: vec![slot; record.gpu_count.into()],
         }

@@ -3,8 +3,9 @@
 //!
 //! ```text
 //! fabric block a: n[1-2] x4              ; is a line break
-//! up n1 n2 [sick=0-1] [knows=ALLOCATION]  (agents come; a known allocation's tasks run)
-//! reboot|silent|lost|forget|cordon|drain|undrain n1
+//! up n1 n2 [sick=0-1] [knows=ALLOCATION] [folder=WORD] [said=MS]
+//!                                         (agents come; a known allocation's tasks run)
+//! reboot|silent|lost|forget|cordon|drain|undrain n1 [came=INDEX]
 //! submit NAME workers=2 gpus=4 [notice=S limit=S restarts=N priority=N required=LEVEL]
 //! filler NAME gpus=1 max=4 [notice=S command=WORD]
 //! cancel|requeue JOB          drain-filler|remove-filler FILLER
@@ -89,8 +90,10 @@ impl World {
             }
             "up" => return words.iter().map(|name| self.up(name, &options, "boot")).collect(),
             "reboot" => self.up(words[0], &options, &format!("boot-{}", self.cluster.applied())),
-            "silent" => Command::NodeSilent(node(self)),
-            "lost" => Command::NodeLost(node(self)),
+            "silent" => {
+                Command::NodeSilent { node: node(self), came: self.came(words[0], &options) }
+            }
+            "lost" => Command::NodeLost { node: node(self), came: self.came(words[0], &options) },
             "forget" => Command::ForgetNode(node(self)),
             "cordon" => Command::CordonNode { node: node(self), reason },
             "drain" => Command::DrainNode { node: node(self), reason },
@@ -116,6 +119,12 @@ impl World {
         self.cluster.node_named(name).unwrap_or_else(|| panic!("no node {name}")).id
     }
 
+    /// When its agent came last, as the leader knows it.
+    fn came(&self, name: &str, options: &Options<'_>) -> u64 {
+        let node = self.cluster.nodes().get(self.node(name)).expect("just found");
+        options.number("came", node.came)
+    }
+
     fn filler(&self, name: &str) -> FillerId {
         self.cluster.filler_named(name).unwrap_or_else(|| panic!("no filler {name}")).id
     }
@@ -134,6 +143,8 @@ impl World {
             healthy: GpuMask::first(64).without(sick),
             simulated: true,
             version: "0.1".into(),
+            folder: options.text("folder").unwrap_or_default().into(),
+            said_ms: options.number("said", 0),
             tasks,
         })
     }

@@ -133,7 +133,8 @@ fn a_killed_node_sends_its_gang_elsewhere() {
     world.agents();
     world.agents();
     world.settle();
-    world.apply(Command::NodeSilent(world.node("n3")));
+    let (node, came) = world.came("n3");
+    world.apply(Command::NodeSilent { node, came });
     check(
         world.picture(),
         expect![[r#"
@@ -155,8 +156,7 @@ fn a_killed_node_sends_its_gang_elsewhere() {
             n16 eeeeeeee
         "#]],
     );
-    let lost = world.node("n3");
-    world.apply(Command::NodeLost(lost));
+    world.apply(Command::NodeLost { node, came });
     world.agents();
     check(
         world.plan(),

@@ -96,6 +96,7 @@ fn happen(world: &mut World, (what, a, b, c): Event) {
     let jobs: Vec<_> = world.cluster.jobs().iter().map(|(id, _)| id).collect();
     let fillers: Vec<_> = world.cluster.fillers().iter().map(|(id, _)| id).collect();
     let node = nodes[a as usize % nodes.len()];
+    let came = world.cluster.nodes().get(node).expect("just listed").came;
     let job = (!jobs.is_empty()).then(|| jobs[a as usize % jobs.len()]);
     let which = (!fillers.is_empty()).then(|| fillers[a as usize % fillers.len()]);
     let command = match what {
@@ -114,8 +115,8 @@ fn happen(world: &mut World, (what, a, b, c): Event) {
         83..=84 => Some(Command::CordonNode { node, reason: "fan".into() }),
         85..=86 => Some(Command::DrainNode { node, reason: "fan".into() }),
         87..=89 => Some(Command::UndrainNode(node)),
-        90..=91 => Some(Command::NodeSilent(node)),
-        92 => Some(Command::NodeLost(node)),
+        90..=91 => Some(Command::NodeSilent { node, came }),
+        92 => Some(Command::NodeLost { node, came }),
         93..=96 => return world.node_up(node, GpuMask(u64::from(b | c))),
         _ => {
             world.now_ms += u64::from(b % 60_000);

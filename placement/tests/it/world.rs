@@ -50,6 +50,8 @@ impl World {
             healthy,
             simulated: true,
             version: "test".into(),
+            folder: String::new(),
+            said_ms: 0,
             tasks,
         }));
     }
@@ -66,6 +68,12 @@ impl World {
             Reply::Filler(id) => id,
             other => panic!("{other:?}"),
         }
+    }
+
+    /// A node, and when its agent came last.
+    pub(crate) fn came(&self, name: &str) -> (NodeId, u64) {
+        let node = self.cluster.node_named(name).unwrap();
+        (node.id, node.came)
     }
 
     pub(crate) fn node(&self, name: &str) -> NodeId {

@@ -21,6 +21,7 @@ use super::{
 use crate::{
     archive::{Archive, ArchiveError, Indexed},
     machine::Applier,
+    recovering::Recovering,
     types::{Snapshot, SnapshotBytes, TypeConfig},
 };
 
@@ -33,6 +34,7 @@ pub struct TransportService {
     raft: Raft<TypeConfig, Applier>,
     archive: Arc<Archive>,
     stopped: Arc<OnceLock<String>>,
+    recovering: Arc<Recovering>,
 }
 
 impl TransportService {
@@ -41,8 +43,9 @@ impl TransportService {
         raft: Raft<TypeConfig, Applier>,
         archive: Arc<Archive>,
         stopped: Arc<OnceLock<String>>,
+        recovering: Arc<Recovering>,
     ) -> RaftService {
-        RaftTransportServer::new(TransportService { own_id, raft, archive, stopped })
+        RaftTransportServer::new(TransportService { own_id, raft, archive, stopped, recovering })
             .max_decoding_message_size(MESSAGE_BYTES)
             .max_encoding_message_size(MESSAGE_BYTES)
     }
@@ -52,6 +55,16 @@ impl TransportService {
             return Err(Status::unavailable(format!("replica {} stopped: {why}", self.own_id)));
         }
         check_target(self.own_id, to)
+    }
+
+    /// Whatever could make somebody leader.
+    fn check_election(&self, to: u64) -> Result<(), Status> {
+        self.check(to)?;
+        if self.recovering.is_active() {
+            let why = format!("replica {} lost the end of its log: no votes yet", self.own_id);
+            return Err(Status::unavailable(why));
+        }
+        Ok(())
     }
 }
 
@@ -108,7 +121,7 @@ impl RaftTransport for TransportService {
         request: Request<proto::VoteRequest>,
     ) -> Result<Response<proto::VoteResponse>, Status> {
         let request = request.into_inner();
-        self.check(request.to)?;
+        self.check_election(request.to)?;
         let rpc = convert::vote_request_from(request)?;
         let answer = self.raft.vote(rpc).await.map_err(stopped)?;
         Ok(Response::new(convert::voted_to(&answer)))
@@ -119,7 +132,7 @@ impl RaftTransport for TransportService {
         request: Request<proto::VoteRequest>,
     ) -> Result<Response<proto::VoteResponse>, Status> {
         let request = request.into_inner();
-        self.check(request.to)?;
+        self.check_election(request.to)?;
         let rpc = convert::vote_request_from(request)?;
         let answer = self.raft.pre_vote(rpc).await.map_err(stopped)?;
         Ok(Response::new(convert::voted_to(&answer)))
@@ -147,7 +160,7 @@ impl RaftTransport for TransportService {
         request: Request<proto::TransferRequest>,
     ) -> Result<Response<proto::TransferResponse>, Status> {
         let request = request.into_inner();
-        self.check(request.to)?;
+        self.check_election(request.to)?;
         let rpc = convert::transfer_from(request)?;
         let answer = self.raft.handle_transfer_leader(rpc).await.map_err(stopped)?;
         Ok(Response::new(convert::transferred_to(answer)))

@@ -75,6 +75,8 @@ pub enum WalError {
         offset: u64,
         /// What is wrong there.
         why: &'static str,
+        /// How much was written from where the damaged write begins.
+        bytes: u64,
     },
     /// The disk refused.
     #[error("cannot {action} {}: {source}", path.display())]
@@ -215,6 +217,15 @@ impl Wal {
     /// Remembers how far the log is committed; written along with whatever comes next.
     pub(crate) fn save_committed(&self, committed: Option<LogId>) {
         self.shared.content().committed = committed;
+    }
+
+    /// Waits until everything that was accepted is on disk.
+    pub(crate) async fn flushed(&self) -> Result<(), WalError> {
+        let (sender, receiver) = oneshot::channel();
+        let done: Done = Box::new(move |result| drop(sender.send(result)));
+        let job = Job { change: Change::Nothing, done: Some(done) };
+        self.jobs.send(job).map_err(|_| WalError::Closed)?;
+        receiver.await.unwrap_or(Err(WalError::Closed))
     }
 
     /// Writes out what waits and stops the writer.

@@ -11,10 +11,15 @@
 //!   last sync, so the batch may have been torn in flight or acknowledged and flipped. It is
 //!   refused ([`WalError::TornTail`]); `accept_torn_tail` is the operator's word that it was torn.
 //!
+//!   A member of a larger group drops it too and gives up its vote until the leader has sent it
+//!   again (`crate::recovering`, where it says why that is sound).
+//!
 //! A tail of zeros is an end. A disk that loses a whole last batch that it said was synced is seen
 //! only through the mark.
 
 use std::{path::Path, sync::Arc};
+
+use openraft::EntryPayload;
 
 use super::{
     WalError, WalOptions,
@@ -26,6 +31,7 @@ use super::{
 use crate::{
     codec,
     disk::{Disk, DiskFile},
+    types::Membership,
 };
 
 const MAGIC: &[u8; 8] = b"ROWENWAL";
@@ -76,6 +82,29 @@ pub(crate) fn recover(disk: &dyn Disk, options: &WalOptions) -> Result<Recovered
     recovered.check_end(dir)?;
     recovered.settle(disk, dir)?;
     Ok(recovered)
+}
+
+/// What is certain in a log whose end is not.
+pub(crate) struct Survey {
+    pub(crate) last: Option<u64>,
+    /// The last membership in it, and where.
+    pub(crate) membership: Option<(u64, Membership)>,
+}
+
+/// Reads the log up to the damage at its end. Changes nothing.
+pub(crate) fn survey(disk: &dyn Disk, options: &WalOptions) -> Result<Survey, WalError> {
+    let dir = options.dir.as_path();
+    let mut replay = Replay::default();
+    for number in segment_numbers(disk, dir)? {
+        let path = dir.join(segment_name(number));
+        let file = disk.open(&path).map_err(WalError::io("open", &path))?;
+        let bytes = read_all(&*file, &path)?;
+        if replay.segment(number, &path, &file, &bytes)?.damage.is_some() {
+            break;
+        }
+    }
+    let last = replay.content.last().map(|id| id.index());
+    Ok(Survey { last, membership: replay.memberships.pop() })
 }
 
 impl Recovered {
@@ -184,6 +213,8 @@ pub(crate) struct Scan {
 pub(crate) struct Replay {
     pub(crate) content: LogContent,
     pub(crate) next_batch: Option<u64>,
+    /// Those that were not truncated, with their indexes.
+    pub(crate) memberships: Vec<(u64, Membership)>,
     /// For an offline reader: entries that were purged and still lie there stay.
     pub(crate) keeps_purged: bool,
 }
@@ -292,6 +323,9 @@ impl Replay {
                     }
                     _ => {}
                 }
+                if let EntryPayload::Membership(membership) = entry.payload {
+                    self.memberships.push((index, membership));
+                }
                 let len = record.len() as u32;
                 let at = Location { segment, offset: offset as u64, len };
                 content.push_recovered(entry.log_id, at);
@@ -300,7 +334,10 @@ impl Replay {
                 let vote = codec::read_vote(record.schema, record.body).map_err(undecodable)?;
                 content.vote = Some(vote);
             }
-            Kind::Truncate => content.truncate_from(record.index),
+            Kind::Truncate => {
+                content.truncate_from(record.index);
+                self.memberships.retain(|(index, _)| *index < record.index);
+            }
             Kind::Purge => {
                 let upto = codec::read_log_id(record.schema, record.body).map_err(undecodable)?;
                 // Past the end it is a jump by snapshot: what lies before joins nothing after it.
@@ -358,7 +395,9 @@ fn judge(
     if same_boot || options.accept_torn_tail {
         return Ok(());
     }
-    Err(WalError::TornTail { file: path.into(), offset: damage.offset, why: damage.why })
+    let written = bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last as u64 + 1);
+    let bytes = written.saturating_sub(damage.batch_start);
+    Err(WalError::TornTail { file: path.into(), offset: damage.offset, why: damage.why, bytes })
 }
 
 /// Whether a batch after number `batch` was begun. Looks at every byte: the damaged record's length

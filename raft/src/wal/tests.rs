@@ -227,6 +227,33 @@ async fn every_flipped_byte_is_refused_after_a_power_cut() {
     flip_every_byte(prepare, refused).await;
 }
 
+/// `recovering` stands on this: a tail that may be dropped never holds the only copy of a promise.
+#[tokio::test]
+async fn a_vote_outlives_the_loss_of_the_last_write() {
+    for batches in 0..12 {
+        let disk = SimDisk::new(batches);
+        let wal = open(&disk, 1_500);
+        for index in 0..batches {
+            append(&wal, vec![entry(1, index, 250)]).await.unwrap();
+        }
+        let vote = Vote::new(3, 2);
+        durable(|done| wal.save_vote(vote, done)).await.unwrap();
+        disk.cut_power();
+        let names = disk.list(Path::new(DIR)).unwrap();
+        let last = Path::new(DIR).join(names.iter().rfind(|n| n.ends_with(".wal")).unwrap());
+        let bytes = disk.contents(&last).unwrap();
+        disk.flip(&last, bytes.iter().rposition(|byte| *byte != 0).unwrap(), 1);
+        let mark = disk.open(&Path::new(DIR).join("synced")).unwrap();
+        mark.write_at(&[0; 1_024], 0).unwrap(); // it is never synced on the way
+        let torn = Wal::open(Arc::new(disk.clone()), options(1_500)).err().unwrap();
+        assert!(matches!(torn, WalError::TornTail { bytes: 1.., .. }), "{batches}: {torn}");
+        let accepting = WalOptions { accept_torn_tail: true, ..options(1_500) };
+        let wal = Wal::open(Arc::new(disk.clone()), accepting).unwrap();
+        assert_eq!(wal.vote(), Some(vote), "after {batches} batches");
+        assert_eq!(wal.last().map(|id| id.index() + 1).unwrap_or(0), batches);
+    }
+}
+
 #[tokio::test]
 async fn a_missing_segment_and_missing_records_are_refused() {
     let disk = SimDisk::new(7);

@@ -39,6 +39,8 @@ pub(crate) enum Change {
         upto: LogId,
         keep_from: u64,
     },
+    /// To be told when all before it is done.
+    Nothing,
     Close,
 }
 
@@ -136,6 +138,13 @@ impl Writer {
         }
         if !batch.records.is_empty() {
             self.write_records(batch)?;
+        }
+        if let Some(vote) = batch.vote {
+            // Once more, in a batch of its own, before anybody is told: only the last batch can be
+            // uncertain after a power cut, so no promise ever is (`recovering` stands on that).
+            let mut again = Batch::default();
+            again.add(Job { change: Change::Vote(vote), done: None });
+            self.write_records(&mut again)?;
         }
         if batch.closed {
             self.mark.sync()?;
@@ -301,6 +310,7 @@ impl Batch {
                 record::push(out, Kind::Purge, SCHEMA, upto.index(), &body);
                 (self.purged, self.keep_from) = (Some(upto), keep_from);
             }
+            Change::Nothing => {}
             Change::Close => self.closed = true,
         }
         self.done.extend(job.done);

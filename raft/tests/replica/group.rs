@@ -4,11 +4,15 @@
 use std::{
     net::Ipv4Addr,
     path::Path,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use crate::common::{Keeper, config, eventually, member};
-use rowen_raft::{ProposeError, Replica, ReplicaConfig, ReplicaId};
+use rowen_raft::{
+    OpenError, ProposeError, Replica, ReplicaConfig, ReplicaId, dial_tcp,
+    disk::{Disk, RealDisk},
+};
 use tokio::{net::TcpListener, runtime::Runtime};
 use tonic::transport::server::TcpIncoming;
 
@@ -23,8 +27,17 @@ pub(crate) struct Node {
 impl Node {
     /// Opens a replica and serves it on `listener`.
     pub(crate) async fn start(config: ReplicaConfig, listener: std::net::TcpListener) -> Node {
+        Node::start_on(config, listener, Arc::new(RealDisk::default())).await.unwrap()
+    }
+
+    /// The same on a given disk.
+    pub(crate) async fn start_on(
+        config: ReplicaConfig,
+        listener: std::net::TcpListener,
+        disk: Arc<dyn Disk>,
+    ) -> Result<Node, OpenError> {
         let keeper = Keeper::default();
-        let replica = Replica::open(config, keeper.clone()).await.unwrap();
+        let replica = Replica::open_on(config, keeper.clone(), disk, dial_tcp()).await?;
         let mut builder = tokio::runtime::Builder::new_multi_thread();
         let server = builder.worker_threads(1).enable_all().build().unwrap();
         let router = tonic::transport::Server::builder().add_service(replica.service());
@@ -34,7 +47,7 @@ impl Node {
             let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
             router.serve_with_incoming(incoming).await.unwrap();
         });
-        Node { replica, keeper, server }
+        Ok(Node { replica, keeper, server })
     }
 
     /// Stops the server and the replica.

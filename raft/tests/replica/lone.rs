@@ -13,10 +13,15 @@ pub(crate) async fn lone(config: ReplicaConfig) -> (Replica, Keeper) {
     if !replica.is_initialized().await.unwrap() {
         replica.initialize(vec![member(replica.id().0, "127.0.0.1:1")]).await.unwrap();
     }
+    ready(&replica).await;
+    (replica, keeper)
+}
+
+/// Waits until the replica may plan.
+pub(crate) async fn ready(replica: &Replica) {
     let mut leadership = replica.leadership();
     let ready = leadership.wait_for(|leadership| leadership.ready);
     tokio::time::timeout(Duration::from_secs(10), ready).await.expect("a leader in time").unwrap();
-    (replica, keeper)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

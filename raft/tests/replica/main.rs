@@ -7,5 +7,6 @@ mod group;
 mod lone;
 mod membership;
 mod offline;
+mod recovering;
 mod seed;
 mod sim_disk;

@@ -31,7 +31,7 @@ async fn a_seeded_folder_opens_as_a_group_of_one() {
     let (replica, keeper) = lone(config.clone()).await;
     assert!(replica.is_initialized().await.unwrap());
     assert_eq!(keeper.entries(), [b"one".to_vec(), b"two".to_vec()]);
-    assert_eq!(replica.metrics().members, [address.clone()]);
+    assert_eq!(replica.metrics().members, std::slice::from_ref(&address));
     assert_eq!(replica.archive().scan(b"entry/").unwrap().count(), 2_500);
     assert!(!replica.archive().has_gap().unwrap());
     let committed = replica.propose(b"three".to_vec()).await.unwrap();

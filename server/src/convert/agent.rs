@@ -120,6 +120,7 @@ fn hints(cluster: &Cluster, allocation: &Allocation) -> BTreeMap<String, String>
 
 /// What a new agent says of its node.
 pub fn node_report(node: NodeId, hello: &v1::Hello) -> Result<NodeReport, FieldError> {
+    check_limits(hello)?;
     let ports = hello.ports.iter().map(|port| {
         u16::try_from(*port)
             .map_err(|_| FieldError::new("ports", format!("{port} is no port"), "send 1 to 65535"))
@@ -133,8 +134,33 @@ pub fn node_report(node: NodeId, hello: &v1::Hello) -> Result<NodeReport, FieldE
         healthy: healthy.map(|gpu| gpu.ordinal).collect::<GpuMask>(),
         simulated: hello.simulated,
         version: hello.version.clone(),
+        folder: hello.folder.clone(),
+        said_ms: hello.said_ms,
         tasks: hello.running.iter().map(|task| task_report(node, task)).collect(),
     })
+}
+
+/// What goes into the state is bounded, whoever the agent is.
+fn check_limits(hello: &v1::Hello) -> Result<(), FieldError> {
+    let text = |field, text: &str, min, max| {
+        let bytes = text.len();
+        let fits = (min..=max).contains(&bytes);
+        let error =
+            || FieldError::new(field, format!("has {bytes} bytes"), format!("send {min} to {max}"));
+        fits.then_some(()).ok_or_else(error)
+    };
+    let count = |field, count: usize, max| {
+        let error =
+            || FieldError::new(field, format!("are {count}"), format!("send at most {max}"));
+        (count <= max).then_some(()).ok_or_else(error)
+    };
+    text("boot_id", &hello.boot_id, 1, 64)?;
+    text("addr", &hello.addr, 0, 255)?;
+    text("version", &hello.version, 0, 64)?;
+    text("folder", &hello.folder, 0, 128)?;
+    count("gpus", hello.gpus.len(), 1_024)?;
+    count("ports", hello.ports.len(), 1_024)?;
+    count("running", hello.running.len(), 65_536)
 }
 
 /// What an agent saw of a task. An unknown phase says nothing, as `Bound` does.

@@ -1,18 +1,28 @@
 //! `AgentService`: the stream of a node's agent.
 
-use std::{pin::Pin, sync::Arc};
+use std::{pin::Pin, sync::Arc, time::Duration};
 
 use futures::Stream;
 use rowen_api::v1::{self, AgentMessage, ServerMessage, agent_message, server_message};
 use rowen_state::{Command, NodeId};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::{agents::QUEUE, auth::Principal, convert, leader::Renewal, server::Server};
+use crate::{
+    agents::QUEUE,
+    auth::Principal,
+    convert,
+    leader::{self, Renewal, Verdict},
+    server::Server,
+};
 
 /// The wire between agents and replicas.
 const PROTOCOL: u32 = 1;
+/// For a peer to say who it is.
+const HELLO_LIMIT: Duration = Duration::from_secs(10);
+/// Heartbeats and reports of one agent that may be under way.
+const BUSY: usize = 32;
 
 pub(super) struct AgentApi {
     pub(super) server: Arc<Server>,
@@ -33,9 +43,11 @@ impl v1::agent_service_server::AgentService for AgentApi {
         let (sender, receiver) = mpsc::channel(QUEUE);
         let (server, renewals) = (self.server.clone(), self.renewals.clone());
         tokio::spawn(async move {
-            let hello = match incoming.message().await {
-                Ok(Some(AgentMessage { kind: Some(agent_message::Kind::Hello(hello)) })) => hello,
-                _ => return,
+            let first = tokio::time::timeout(HELLO_LIMIT, incoming.message()).await;
+            let Ok(Ok(Some(AgentMessage { kind: Some(agent_message::Kind::Hello(hello)) }))) =
+                first
+            else {
+                return;
             };
             match Session::begin(server, renewals, sender.clone(), hello).await {
                 Ok(session) => session.run(incoming).await,
@@ -57,7 +69,14 @@ struct Session {
     principal: Principal,
     node: NodeId,
     name: String,
-    id: u64,
+    /// In which this replica leads; every message carries it.
+    fence: u64,
+    /// Log index of its coming.
+    came: u64,
+    /// What is being done for it.
+    busy: Arc<Semaphore>,
+    /// Resolves when the stream has to end.
+    cut: oneshot::Receiver<()>,
 }
 
 impl Session {
@@ -67,7 +86,7 @@ impl Session {
         outgoing: Outgoing,
         hello: v1::Hello,
     ) -> Result<Session, v1::Refused> {
-        let term = lead(&server, &hello)?;
+        let fence = lead(&server, &hello)?;
         let view = server.view();
         let Some(node) = view.node_named(&hello.node).map(|node| node.id) else {
             // Not final: the operator may be about to set the fabric.
@@ -76,82 +95,99 @@ impl Session {
         let report =
             convert::node_report(node, &hello).map_err(|error| refused(error.to_string(), true))?;
         let principal = Principal { name: format!("agent/{}", hello.node), ..Principal::own("") };
-        let renewal = renew(&renewals, node).await;
-        if !renewal {
+        if renew(&renewals, None).await != Verdict::Confirmed {
             return Err(not_leading(&server));
+        }
+        if outgoing.is_closed() {
+            // It has lost its patience and comes again: this hello is old.
+            return Err(refused("the agent went away".into(), false));
         }
         let timing = *server.timing();
         let welcome = v1::Welcome {
-            term,
+            term: fence,
             node_lease_ms: timing.node_lease_ms,
             heartbeat_ms: timing.heartbeat_ms,
             kill_ms: timing.kill_ms,
         };
         send(&outgoing, server_message::Kind::Welcome(welcome)).await;
-        // Attached first: the entry's own effect pushes the desired state through it.
-        let id = server.sessions.attach(node, outgoing.clone(), hello.gpus.clone());
-        if let Err(status) = server.propose(&principal, None, Command::NodeUp(report)).await {
-            server.sessions.detach(node, id);
-            return Err(refused(status.message().to_owned(), false));
-        }
+        let came = match server.propose(&principal, None, Command::NodeUp(report)).await {
+            Ok(done) => done.index,
+            Err(status) => return Err(refused(status.message().to_owned(), false)),
+        };
+        let stream = (fence, node, came);
+        let Some(cut) = server.sessions.attach(stream, outgoing.clone(), hello.gpus.clone()) else {
+            return Err(not_leading(&server));
+        };
+        // What the log pushed before the stream was in the table went nowhere.
+        leader::push(&server, &server.view(), node, fence);
         tracing::info!(node = hello.node, "agent attached");
-        Ok(Session { server, renewals, outgoing, principal, node, name: hello.node, id })
+        let busy = Arc::new(Semaphore::new(BUSY));
+        let name = hello.node;
+        Ok(Session { server, renewals, outgoing, principal, node, name, fence, came, busy, cut })
     }
 
-    async fn run(self, mut incoming: Streaming<AgentMessage>) {
-        loop {
-            let message = tokio::select! {
-                message = incoming.message() => message,
-                () = self.outgoing.closed() => break,
-            };
-            let Ok(Some(AgentMessage { kind: Some(kind) })) = message else { break };
-            if !self.handle(kind).await {
-                break;
+    async fn run(mut self, mut incoming: Streaming<AgentMessage>) {
+        let (mut cut, outgoing) =
+            (std::mem::replace(&mut self.cut, oneshot::channel().1), self.outgoing.clone());
+        tokio::select! {
+            () = self.serve(&mut incoming) => {}
+            () = outgoing.closed() => {}
+            _ = &mut cut => {
+                // It need not find out by silence.
+                let again = come_again(&self.server);
+                let _ = outgoing.try_send(Ok(ServerMessage { kind: Some(again) }));
             }
         }
-        self.server.sessions.detach(self.node, self.id);
+        self.server.sessions.detach(self.node, self.came);
         tracing::info!(node = self.name, "agent detached");
     }
 
-    /// Handles one message; false ends the stream, and the agent looks for the leader again.
-    async fn handle(&self, kind: agent_message::Kind) -> bool {
-        match kind {
-            agent_message::Kind::Hello(_) => false,
-            agent_message::Kind::Heartbeat(heartbeat) => self.heartbeat(heartbeat),
-            agent_message::Kind::Report(report) => self.report(report),
-            agent_message::Kind::Log(chunk) => {
-                self.server.sessions.log_chunk(self.node, chunk).await;
-                true
+    /// Until the stream ends, by itself or because what it says cannot be handled.
+    async fn serve(&self, incoming: &mut Streaming<AgentMessage>) {
+        while let Ok(Some(AgentMessage { kind: Some(kind) })) = incoming.message().await {
+            // An agent that says more than can be done waits: the stream is its brake.
+            let Ok(permit) = self.busy.clone().acquire_owned().await else { return };
+            match kind {
+                agent_message::Kind::Hello(_) => return,
+                agent_message::Kind::Heartbeat(heartbeat) => self.heartbeat(heartbeat, permit),
+                agent_message::Kind::Report(report) => self.report(report, permit),
+                agent_message::Kind::Log(chunk) => {
+                    self.server.sessions.log_chunk(self.node, chunk).await;
+                }
             }
         }
     }
 
     /// Acknowledged once a quorum has confirmed the leadership; never before.
-    fn heartbeat(&self, heartbeat: v1::Heartbeat) -> bool {
+    fn heartbeat(&self, heartbeat: v1::Heartbeat, permit: OwnedSemaphorePermit) {
         let (renewals, outgoing, server) =
             (self.renewals.clone(), self.outgoing.clone(), self.server.clone());
-        let node = self.node;
+        let (node, fence, came) = (self.node, self.fence, self.came);
         tokio::spawn(async move {
-            if renew(&renewals, node).await {
-                let ack = v1::HeartbeatAck { seq: heartbeat.seq, term: server.term() };
-                send(&outgoing, server_message::Kind::HeartbeatAck(ack)).await;
-                let view = server.view();
-                let behind =
-                    view.nodes().get(node).is_some_and(|row| row.generation > heartbeat.generation);
-                if behind {
-                    crate::leader::push(&server, &view, node); // heals a lost push
-                }
+            let _permit = permit;
+            match renew(&renewals, Some(node)).await {
+                Verdict::Confirmed => {}
+                Verdict::Unconfirmed => return, // the agent finds out by the silence
+                Verdict::ComeAgain => return server.sessions.detach(node, came),
+            }
+            let ack = v1::HeartbeatAck { seq: heartbeat.seq, term: fence };
+            send(&outgoing, server_message::Kind::HeartbeatAck(ack)).await;
+            let view = server.view();
+            let behind =
+                view.nodes().get(node).is_some_and(|row| row.generation > heartbeat.generation);
+            if behind {
+                leader::push(&server, &view, node, fence); // heals a lost push
             }
         });
-        true
     }
 
     /// Acknowledged once it is in the log. Reports of several nodes commit side by side.
-    fn report(&self, report: v1::Report) -> bool {
+    fn report(&self, report: v1::Report, permit: OwnedSemaphorePermit) {
         let tasks = report.tasks.iter().map(|task| convert::task_report(self.node, task)).collect();
         let (server, principal, outgoing) =
             (self.server.clone(), self.principal.clone(), self.outgoing.clone());
         tokio::spawn(async move {
+            let _permit = permit;
             match server.propose(&principal, None, Command::Report(tasks)).await {
                 Ok(_) => {
                     let ack = v1::ReportAck { seq: report.seq };
@@ -162,13 +198,15 @@ impl Session {
                 }
             }
         });
-        true
     }
 }
 
-async fn renew(renewals: &mpsc::Sender<Renewal>, node: NodeId) -> bool {
-    let (done, confirmed) = oneshot::channel();
-    renewals.send(Renewal { node, done }).await.is_ok() && confirmed.await.unwrap_or(false)
+async fn renew(renewals: &mpsc::Sender<Renewal>, node: Option<NodeId>) -> Verdict {
+    let (done, verdict) = oneshot::channel();
+    match renewals.send(Renewal { node, done }).await {
+        Ok(()) => verdict.await.unwrap_or(Verdict::Unconfirmed),
+        Err(_) => Verdict::Unconfirmed,
+    }
 }
 
 async fn send(outgoing: &Outgoing, kind: server_message::Kind) {
@@ -185,11 +223,11 @@ fn lead(server: &Server, hello: &v1::Hello) -> Result<u64, v1::Refused> {
         return Err(refused(why, true));
     }
     let leadership = server.replica.leadership().borrow().clone();
-    let term = server.term();
-    if !leadership.ready || term < hello.highest_term {
+    let fence = server.fence(leadership.term);
+    if !leadership.ready || fence < hello.highest_term {
         return Err(not_leading(server));
     }
-    Ok(term)
+    Ok(fence)
 }
 
 fn not_leading(server: &Server) -> v1::Refused {
@@ -200,6 +238,17 @@ fn not_leading(server: &Server) -> v1::Refused {
         leader: leader.map(|leader| leader.addr).unwrap_or_default(),
         r#final: false,
     }
+}
+
+/// For an agent whose stream ends: here again, or where the leader is now.
+fn come_again(server: &Server) -> server_message::Kind {
+    let leads = server.replica.leadership().borrow().ready;
+    server_message::Kind::Refused(if leads {
+        let why = "say hello again".into();
+        v1::Refused { why, leader: server.config.address(), r#final: false }
+    } else {
+        not_leading(server)
+    })
 }
 
 fn refused(why: String, r#final: bool) -> v1::Refused {

@@ -65,6 +65,7 @@ impl v1::cluster_service_server::ClusterService for ClusterApi {
         let principal = principal(&request)?;
         let v1::AdmitReplicaRequest { request, addr } = request.into_inner();
         let id = convert::request_id(request).map_err(invalid)?;
+        members::record(&self.0).await?;
         let command = Command::AdmitReplica { id: None, addr };
         let Done { index, reply } = self.0.propose(&principal, id, command).await?;
         let Reply::Replica(id) = reply else {

@@ -1,6 +1,6 @@
 //! `JobService`.
 
-use std::{pin::Pin, sync::Arc};
+use std::{pin::Pin, sync::Arc, time::Duration};
 
 use futures::Stream;
 use rowen_api::v1;
@@ -26,6 +26,8 @@ pub(super) struct JobApi(pub(super) Arc<Server>);
 
 /// Lines of a story that `GetJob` sends, the newest.
 const STORY_LINES: usize = 100;
+/// A watched job of which nothing is heard is asked after this often.
+const CONFIRM_PERIOD: Duration = Duration::from_secs(5);
 
 type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
@@ -132,26 +134,7 @@ impl v1::job_service_server::JobService for JobApi {
         let id = self.find(&*self.0.read().await?, &request.into_inner().id)?.id;
         let server = self.0.clone();
         let (sender, receiver) = mpsc::channel(16);
-        tokio::spawn(async move {
-            let mut views = server.feed.views.clone();
-            views.mark_changed();
-            let mut last = None;
-            while views.changed().await.is_ok() {
-                let view = views.borrow_and_update().clone();
-                // An ended job may already have left the state for the archive.
-                let Ok(job) = JobApi(server.clone()).find(&view, &id.to_string()) else { return };
-                let key = (job.state, job.attempt, job.reason.clone());
-                if last.as_ref() != Some(&key) {
-                    last = Some(key);
-                    if sender.send(Ok(convert::job_to_proto(&view, &job))).await.is_err() {
-                        return;
-                    }
-                }
-                if job.state.ended() {
-                    return;
-                }
-            }
-        });
+        tokio::spawn(async move { watch(&server, id, &sender).await });
         Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
     }
 
@@ -165,6 +148,49 @@ impl v1::job_service_server::JobService for JobApi {
         let view = self.0.read().await?;
         let job = self.find(&view, &request.id)?;
         Ok(Response::new(logs::read(self.0.clone(), &view, &job, &request)?))
+    }
+}
+
+/// Sends a job whenever something of it changed, until it has ended or nobody listens.
+async fn watch(server: &Arc<Server>, id: JobId, sender: &mpsc::Sender<Result<v1::Job, Status>>) {
+    let api = JobApi(server.clone());
+    let mut views = server.feed.views.clone();
+    views.mark_changed();
+    let mut last = None;
+    loop {
+        tokio::select! {
+            changed = views.changed() => if changed.is_err() { return },
+            () = sender.closed() => return,
+            // No news: either nothing happens, or this replica is cut off and the job has
+            // ended long ago. A leader answers; from anybody else the watcher must go away.
+            () = tokio::time::sleep(CONFIRM_PERIOD) => {
+                let read = tokio::time::timeout(CONFIRM_PERIOD, server.read()).await;
+                let cut_off = || Err(Status::unavailable("this replica hears no majority"));
+                if let Err(status) = read.unwrap_or_else(|_| cut_off()) {
+                    let _ = sender.send(Err(status)).await;
+                    return;
+                }
+            }
+        }
+        let view = views.borrow_and_update().clone();
+        // An ended job may already have left the state for the archive.
+        let job = match api.find(&view, &id.to_string()) {
+            Ok(job) => job,
+            Err(status) => {
+                let _ = sender.send(Err(status)).await;
+                return;
+            }
+        };
+        let key = (job.state, job.attempt, job.reason.clone());
+        if last.as_ref() != Some(&key) {
+            last = Some(key);
+            if sender.send(Ok(convert::job_to_proto(&view, &job))).await.is_err() {
+                return;
+            }
+        }
+        if job.state.ended() {
+            return;
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use rowen_api::v1;
-use rowen_state::{Command, NodeId};
+use rowen_state::{Cluster, Command, NodeId};
 use tonic::{Request, Response, Status};
 
 use super::invalid;
@@ -98,9 +98,18 @@ impl NodeApi {
         command: impl FnOnce(NodeId) -> Command,
     ) -> Result<u64, Status> {
         let id = convert::request_id(request).map_err(invalid)?;
-        let view = self.0.read().await?;
-        let node = view.node_named(name).ok_or_else(|| no_node(name))?.id;
+        let node = self.id_of(name).await?;
         Ok(self.0.propose(principal, id, command(node)).await?.index)
+    }
+
+    /// Ids are for ever, so a name that this replica knows needs no round to the others: were it
+    /// out of date, the command itself would be refused.
+    async fn id_of(&self, name: &str) -> Result<NodeId, Status> {
+        let known = |view: &Cluster| view.node_named(name).map(|node| node.id);
+        if let Some(id) = known(&self.0.view()) {
+            return Ok(id);
+        }
+        known(&*self.0.read().await?).ok_or_else(|| no_node(name))
     }
 }
 

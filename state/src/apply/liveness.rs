@@ -2,21 +2,24 @@
 
 use super::{Answer, not_found};
 use crate::{
-    AllocationId, Cluster, Code, Effect, Liveness, NodeId, NodeReport, Outcome, Owner, Refusal,
-    Reply, StopReason, TaskPhase,
+    AllocationId, Cluster, Code, Effect, Liveness, Node, NodeId, NodeReport, Outcome, Owner,
+    Refusal, Reply, StopReason, TaskPhase,
 };
 
 impl Cluster {
     /// An agent has come, for the first time or again: what it knows of its tasks is
     /// reconciled with what the state knows.
     pub(super) fn node_up(&mut self, report: &NodeReport, outcome: &mut Outcome) -> Answer {
-        let now_ms = self.meta.now_ms;
-        let node = self.nodes.get_mut(report.node).ok_or_else(|| not_found("node", report.node))?;
+        self.may_come(report)?;
+        let (now_ms, index) = (self.meta.now_ms, self.meta.applied);
+        let node = self.nodes.get_mut(report.node).expect("may_come found it");
         let rebooted = !node.boot_id.is_empty() && node.boot_id != report.boot_id;
         node.boot_id.clone_from(&report.boot_id);
         node.addr.clone_from(&report.addr);
         node.ports.clone_from(&report.ports);
         node.version.clone_from(&report.version);
+        node.folder.clone_from(&report.folder);
+        (node.said_ms, node.came) = (report.said_ms, index);
         node.simulated = report.simulated;
         node.liveness = Liveness::Up;
         for (ordinal, slot) in (0u32..).zip(&mut node.gpus) {
@@ -43,6 +46,43 @@ impl Cluster {
             outcome,
         );
         Ok(Reply::Done)
+    }
+
+    /// Words of two streams of one agent may change places on their way here, and two agents may
+    /// claim one node: neither may make the state forget what runs there.
+    fn may_come(&self, report: &NodeReport) -> Result<(), Refusal> {
+        let node = self.nodes.get(report.node).ok_or_else(|| not_found("node", report.node))?;
+        let same_boot = node.boot_id == report.boot_id;
+        if same_boot && report.said_ms > 0 && report.said_ms <= node.said_ms {
+            let what = format!("{} has said something newer since", node.name);
+            return Err(Refusal::new(Code::Conflict, what));
+        }
+        let stranger = !node.folder.is_empty() && node.folder != report.folder;
+        if stranger && node.liveness != Liveness::Lost && self.runs_something(node) {
+            return Err(Refusal::new(
+                Code::Conflict,
+                format!(
+                    "an agent with another folder runs tasks on {}; stop it, or wait until they have ended or the node is lost",
+                    node.name
+                ),
+            ));
+        }
+        Ok(())
+    }
+
+    fn runs_something(&self, node: &Node) -> bool {
+        let owners = node.owners().into_iter().filter_map(|id| self.allocations.get(id));
+        let mut tasks = owners.flat_map(|allocation| &allocation.tasks);
+        tasks.any(|task| task.node == node.id && task.phase.live())
+    }
+
+    /// The leader decides from its memory, and its word may reach the log after the agent's.
+    pub(super) fn not_come_again(&self, id: NodeId, came: u64) -> Result<(), Refusal> {
+        let node = self.nodes.get(id).ok_or_else(|| not_found("node", id))?;
+        if node.came == came {
+            return Ok(());
+        }
+        Err(Refusal::new(Code::Conflict, format!("{} has come again since", node.name)))
     }
 
     /// Nothing new goes to a silent node, and its gangs begin to stop elsewhere: their

@@ -17,7 +17,17 @@ impl Cluster {
             ));
         }
         if let Some(known) = self.replicas.values().find(|replica| replica.addr == addr) {
-            return Ok(Reply::Replica(known.id)); // asked again
+            if id == Some(known.id) {
+                return Ok(Reply::Replica(known.id)); // the leader records it again
+            }
+            // Giving the same id out again would let an empty folder vote in the name of a full one.
+            return Err(Refusal::new(
+                Code::Conflict,
+                format!(
+                    "addr: replica {0} has {addr}; take it out first: rowen cluster remove {0}",
+                    known.id
+                ),
+            ));
         }
         if self.replicas.len() >= REPLICAS {
             return Err(Refusal::new(

@@ -189,6 +189,8 @@ fn agent(node: NodeId) -> NodeReport {
         healthy: GpuMask::first(8),
         simulated: true,
         version: "0.1".into(),
+        folder: String::new(),
+        said_ms: 0,
         tasks: vec![],
     }
 }

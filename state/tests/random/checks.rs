@@ -163,7 +163,7 @@ fn check_ends(before: &Cluster, command: &Command, after: &Cluster) -> Result<()
         for (rank, task) in (0u32..).zip(&was.tasks).filter(|(_, task)| task.phase.live()) {
             let lives = is.is_some_and(|is| is.tasks[rank as usize].phase.live());
             let may_end = match command {
-                Command::NodeLost(node) | Command::ForgetNode(node) => *node == task.node,
+                Command::NodeLost { node, .. } | Command::ForgetNode(node) => *node == task.node,
                 Command::NodeUp(report) => report.node == task.node,
                 Command::Report(reports) => {
                     reports.iter().any(|report| report.allocation == id && report.rank == rank)

@@ -111,6 +111,8 @@ impl Generator {
             healthy: GpuMask::first(64),
             simulated: true,
             version: "0.1".into(),
+            folder: "folder-0".into(),
+            said_ms: self.now_ms,
             tasks: vec![],
         })
     }
@@ -255,8 +257,16 @@ impl Generator {
                 let node = self.rng.pick(&idle).map_or(node, |node| node);
                 ("node up", self.node_up(cluster, node.id), Expect::Any)
             }
-            15..=18 => ("node silent", Command::NodeSilent(node.id), Expect::Any),
-            19..=23 => ("node lost", Command::NodeLost(node.id), Expect::Any),
+            15..=18 => (
+                "node silent",
+                Command::NodeSilent { node: node.id, came: self.came(node) },
+                Expect::Any,
+            ),
+            19..=23 => (
+                "node lost",
+                Command::NodeLost { node: node.id, came: self.came(node) },
+                Expect::Any,
+            ),
             24..=26 => ("cordon", Command::CordonNode { node: node.id, reason }, Expect::Any),
             27..=28 => ("drain", Command::DrainNode { node: node.id, reason }, Expect::Any),
             39..=40 if node.liveness == Liveness::Up => (
@@ -277,7 +287,7 @@ impl Generator {
             _ => {
                 let node = NodeId(9_999);
                 let commands = [
-                    Command::NodeLost(node),
+                    Command::NodeLost { node, came: 0 },
                     Command::UndrainNode(node),
                     Command::DrainNode { node, reason },
                     self.agent_comes(node),
@@ -286,6 +296,11 @@ impl Generator {
                 ("a node that is not there", command, Expect::Refused(Code::NotFound))
             }
         })
+    }
+
+    /// What a leader knows of a node's last coming, sometimes too little.
+    fn came(&mut self, node: &rowen_state::Node) -> u64 {
+        if self.rng.chance(90) { node.came } else { node.came.saturating_sub(1) }
     }
 
     /// An agent comes again: the same machine or rebooted, knowing all or some of its tasks.
@@ -298,8 +313,9 @@ impl Generator {
         tasks.retain(|_| !forgets || self.rng.chance(50));
         let healthy = if self.rng.chance(85) { u64::MAX } else { self.rng.next() };
         let Command::NodeUp(report) = self.agent_comes(id) else { unreachable!("it makes those") };
+        let folder = if self.rng.chance(92) { report.folder } else { "folder-1".into() };
         let boot_id = if rebooted { format!("boot-{}", self.index) } else { node.boot_id.clone() };
-        Command::NodeUp(NodeReport { boot_id, healthy: GpuMask(healthy), tasks, ..report })
+        Command::NodeUp(NodeReport { boot_id, folder, healthy: GpuMask(healthy), tasks, ..report })
     }
 
     /// What agents really see: tasks come up, serve, end by themselves or because they must.

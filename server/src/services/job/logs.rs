@@ -99,6 +99,18 @@ fn sources(
     Ok(sources)
 }
 
+/// The agent's stream ended under the reader. With this replica's leadership: the caller finds
+/// the leader and reads on there. By itself: that one log ends, the others go on.
+fn broken_off(
+    server: &Server,
+    line: impl Fn(&str, &[u8]) -> Result<v1::LogLine, Status>,
+) -> Result<v1::LogLine, Status> {
+    if server.replica.leadership().borrow().ready {
+        return line("rowen", b"rowen: the connection to the agent broke off; read the log again");
+    }
+    Err(server.not_leading())
+}
+
 async fn follow(
     server: &Server,
     source: Source,
@@ -125,7 +137,10 @@ async fn follow(
             chunk = log.chunks.recv() => chunk,
             () = lines.closed() => return,
         };
-        let Some(chunk) = chunk else { return };
+        let Some(chunk) = chunk else {
+            let _ = lines.send(broken_off(server, line)).await;
+            return;
+        };
         if !chunk.error.is_empty() {
             let _ = lines.send(line("rowen", format!("rowen: {}", chunk.error).as_bytes())).await;
         }

@@ -1,0 +1,118 @@
+//! What runs beside a replica: turns what openraft and the log report into leadership and failure,
+//! and fetches what the archive lacks. Decides nothing.
+
+use std::{
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
+
+use openraft::{Raft, async_runtime::watch::WatchReceiver};
+use tokio::{sync::watch, time::MissedTickBehavior};
+
+use crate::{
+    Archive, Leadership, ReplicaId,
+    machine::Applier,
+    replica::member,
+    transport::{Peers, fetch_archive},
+    types::TypeConfig,
+    wal::Wal,
+};
+
+const ARCHIVE_REPAIR_EVERY: Duration = Duration::from_secs(1);
+
+/// Turns what openraft and the log report into leadership and failure.
+pub(crate) struct Observer {
+    pub(crate) id: ReplicaId,
+    pub(crate) raft: Raft<TypeConfig, Applier>,
+    pub(crate) wal: Wal,
+    pub(crate) leadership: watch::Sender<Leadership>,
+    pub(crate) failed: watch::Sender<Option<String>>,
+    pub(crate) stopped: Arc<OnceLock<String>>,
+}
+
+impl Observer {
+    pub(crate) async fn run(self) {
+        let mut metrics = self.raft.metrics();
+        let mut wal_failed = self.wal.failed();
+        loop {
+            let state = self.look();
+            if let Some(why) = wal_failed.borrow_and_update().clone() {
+                return self.fail(why);
+            }
+            match state {
+                Ok(leadership) => self.publish(leadership),
+                Err(why) => return self.fail(why),
+            }
+            tokio::select! {
+                changed = metrics.changed() => if changed.is_err() {
+                    return self.fail("raft stopped".into());
+                },
+                _ = wal_failed.changed() => {}
+            }
+        }
+    }
+
+    fn look(&self) -> Result<Leadership, String> {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        if let Err(fatal) = &metrics.running_state {
+            return Err(fatal.to_string());
+        }
+        let leader = metrics
+            .current_leader
+            .and_then(|id| metrics.membership_config.get_node(&id).map(|node| member(id, node)));
+        let is_leader = metrics.state.is_leader();
+        let applied_term = metrics.last_applied.map(|id| id.committed_leader_id().term);
+        let ready = is_leader && applied_term == Some(metrics.current_term);
+        Ok(Leadership { term: metrics.current_term, leader, is_leader, ready })
+    }
+
+    fn publish(&self, new: Leadership) {
+        self.leadership.send_if_modified(|old| {
+            if *old == new {
+                return false;
+            }
+            if (old.term, &old.leader) != (new.term, &new.leader) {
+                let leader = new.leader.as_ref().map(|leader| leader.id.0);
+                tracing::info!(replica = self.id.0, term = new.term, leader, "leadership changed");
+            }
+            *old = new;
+            true
+        });
+    }
+
+    /// Nobody may plan on behalf of a replica that stopped.
+    fn fail(&self, why: String) {
+        let term = self.leadership.borrow().term;
+        self.leadership.send_replace(Leadership { term, ..Leadership::default() });
+        if self.stopped.set(why.clone()).is_ok() {
+            tracing::error!(replica = self.id.0, why, "the replica failed and must be restarted");
+            self.failed.send_replace(Some(why));
+        }
+    }
+}
+
+/// Fetches from the leader what the archive lacks after catching up by snapshot.
+pub(crate) async fn repair_archive(
+    leadership: watch::Receiver<Leadership>,
+    archive: Arc<Archive>,
+    peers: Peers,
+) {
+    let mut ticks = tokio::time::interval(ARCHIVE_REPAIR_EVERY);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        if !archive.has_gap().unwrap_or(false) {
+            continue;
+        }
+        let Leadership { leader: Some(leader), is_leader: false, .. } = leadership.borrow().clone()
+        else {
+            continue;
+        };
+        match fetch_archive(&peers, leader.id.0, &leader.addr, &archive).await {
+            Ok(true) => tracing::info!(from = leader.id.0, "the archive is whole again"),
+            Ok(false) => tracing::warn!(from = leader.id.0, "the leader's archive has a gap too"),
+            Err(error) => tracing::warn!(from = leader.id.0, %error, "archive not fetched yet"),
+        }
+    }
+}

@@ -1,0 +1,7 @@
+//! Three replicas and their agents, set up by hand as an operator would, and then mistreated.
+
+mod backup;
+mod failover;
+mod freeze;
+mod group;
+mod members;
