@@ -55,7 +55,7 @@ fn main() -> anyhow::Result<ExitCode> {
     let mut summary = Summary::default();
     let mut out = std::io::stdout().lock();
     for seed in range.clone() {
-        let outcome = if twice { run_twice(seed) } else { world::run(seed) };
+        let outcome = if twice { run_twice(seed) } else { run(seed) };
         if !json && range.end - range.start == 1 {
             for line in &outcome.tail {
                 writeln!(out, "{line}")?;
@@ -75,10 +75,19 @@ fn main() -> anyhow::Result<ExitCode> {
     Ok(if summary.is_good() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
+/// An assertion of the code under test is a finding like any other: the next seeds still run.
+fn run(seed: u64) -> Outcome {
+    std::panic::catch_unwind(|| world::run(seed)).unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().map(String::as_str);
+        let what = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
+        Outcome { seed, findings: vec![format!("panicked: {what}")], ..Outcome::default() }
+    })
+}
+
 /// A run that depends on anything but its seed is itself a finding.
 fn run_twice(seed: u64) -> Outcome {
-    let mut first = world::run(seed);
-    let second = world::run(seed);
+    let mut first = run(seed);
+    let second = run(seed);
     if (first.digest, first.state_hash) != (second.digest, second.state_hash) {
         first.findings.push(format!(
             "not repeatable: trace {:016x} and {:016x}",

@@ -46,7 +46,7 @@ pub(crate) struct Operation {
 }
 
 /// What a run gave.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Outcome {
     pub(crate) seed: u64,
     pub(crate) simulated_ms: u64,

@@ -113,3 +113,71 @@ pub(crate) async fn step(server: &Server) {
         tracing::warn!(%error, "the group did not change; it is tried again");
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use rowen_state::{
+        Entry,
+        codec::{self, Kind},
+    };
+
+    use super::*;
+    use crate::core::Core;
+
+    const OWN: rowen_raft::ReplicaId = rowen_raft::ReplicaId(1);
+
+    fn member(id: u64, voter: bool, matched: u64) -> MemberStatus {
+        let id = rowen_raft::ReplicaId(id);
+        let member = Member { id, addr: format!("10.0.0.{}:7077", id.0) };
+        MemberStatus { member, voter, matched: Some(matched) }
+    }
+
+    fn core_after(commands: Vec<Command>) -> Core {
+        let mut core = Core::default();
+        for (at, command) in commands.into_iter().enumerate() {
+            let principal = "test".to_owned();
+            let entry = Entry { at_ms: 1_000, principal, request: None, command };
+            let bytes = codec::encode(Kind::Entry, &entry).unwrap();
+            core.apply(at as u64 + 1, &bytes).unwrap().answer.unwrap();
+        }
+        core
+    }
+
+    fn admit(id: Option<u64>, host: u64) -> Command {
+        Command::AdmitReplica { id: id.map(ReplicaId), addr: format!("10.0.0.{host}:7077") }
+    }
+
+    fn next(core: &Core, members: &[MemberStatus]) -> Option<Change> {
+        next_change(core.cluster(), members, OWN, 5_000)
+    }
+
+    #[test]
+    fn members_that_were_never_listed_are_listed_first_and_none_is_taken_out() {
+        let group = [member(2, true, 5_000), member(1, true, 5_000)];
+        let record = |at: usize| Some(Change::Record(group[at].member.clone()));
+        assert_eq!(next(&core_after(vec![]), &group), record(1));
+        assert_eq!(next(&core_after(vec![admit(Some(1), 1)]), &group), record(0));
+        let both = core_after(vec![admit(Some(1), 1), admit(Some(2), 2)]);
+        assert_eq!(next(&both, &group), None);
+    }
+
+    #[test]
+    fn one_learns_then_votes_and_one_that_was_taken_out_leaves() {
+        let mut commands = vec![admit(Some(1), 1), admit(None, 2)];
+        let joined = core_after(commands.clone());
+        let alone = [member(1, true, 5_000)];
+        assert!(matches!(next(&joined, &alone), Some(Change::AddLearner(new)) if new.id.0 == 2));
+        let behind = [member(1, true, 5_000), member(2, false, 10)];
+        assert_eq!(next(&joined, &behind), None, "it catches up");
+        let ready = [member(1, true, 5_000), member(2, false, 4_990)];
+        assert_eq!(next(&joined, &ready), Some(Change::Promote(rowen_raft::ReplicaId(2))));
+        let both = [member(1, true, 5_000), member(2, true, 5_000)];
+        commands.push(Command::RemoveReplica(ReplicaId(1)));
+        let handed = Some(Change::HandOver(rowen_raft::ReplicaId(2)));
+        assert_eq!(next(&core_after(commands.clone()), &both), handed);
+        commands.pop();
+        commands.push(Command::RemoveReplica(ReplicaId(2)));
+        let removed = Some(Change::Remove(rowen_raft::ReplicaId(2)));
+        assert_eq!(next(&core_after(commands), &both), removed);
+    }
+}

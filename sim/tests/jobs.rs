@@ -7,7 +7,7 @@ const EXACT: Pace =
     Pace { launch_ms: 0, stop_ms: u64::MAX >> 1, plan_ms: 0, tick_ms: 60_000, verify_every: 1 };
 
 fn play(csv: &str, options: &Options) -> Report {
-    let trace = read_jobs(csv).unwrap();
+    let trace = read_jobs(csv).expect("the trace of a test");
     let report = run_jobs(&trace, options);
     assert_eq!(report.failures, Vec::<String>::new());
     report
@@ -22,7 +22,7 @@ fn check(csv: &str, options: &Options, wanted: &[(&str, f64)]) {
 }
 
 fn exact(nodes: u32, gpus: u32) -> Options {
-    Options { pace: EXACT, ..Options::new(nodes, gpus).unwrap() }
+    Options { pace: EXACT, ..Options::new(nodes, gpus).expect("a fabric") }
 }
 
 #[test]

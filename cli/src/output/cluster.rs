@@ -128,6 +128,20 @@ mod tests {
             ],
             ..Default::default()
         };
-        expect![[r#""#]].assert_eq(&show(&ClusterView::new(&status), false));
+        expect![[r#"
+            ID  ADDRESS        ROLE     MATCHED   LAG
+             1  10.0.0.1:7077  voter       4998     2
+             2  10.0.0.2:7077  leader      5000     0
+             4  10.0.0.4:7077  learner       17  4983
+             5  10.0.0.5:7077  learner        -     -
+
+            Log
+              Term         7
+              Applied      5000
+              State hash   0123456789abcdef0123456789abcdef
+              Checkpoint   a majority agreed at 4096
+              Incarnation  1
+              Version      0.1.0, cluster version 1"#]]
+        .assert_eq(&show(&ClusterView::new(&status), false));
     }
 }

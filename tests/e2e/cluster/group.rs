@@ -36,7 +36,8 @@ impl Group {
             .spawn()
             .unwrap();
         let first = PORTS.start + (std::process::id() % 1000) as u16 * 3;
-        let free = (first..PORTS.end).filter(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok());
+        let free =
+            (first..PORTS.end).filter(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok());
         let addrs: Vec<String> = free.take(count).map(|port| format!("127.0.0.1:{port}")).collect();
         assert_eq!(addrs.len(), count, "no free ports");
         let (replicas, agents) = (BTreeMap::new(), BTreeMap::new());
@@ -221,7 +222,7 @@ impl Group {
 impl Drop for Group {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            keep_logs(&self.folder);
+            show_logs(&self.folder);
         }
         for child in self.replicas.values_mut().chain(self.agents.values_mut()) {
             let _ = child.kill();
@@ -233,7 +234,8 @@ impl Drop for Group {
 }
 
 /// The last lines of every process, for whoever has to find out why a test failed.
-fn keep_logs(folder: &Path) {
+#[expect(clippy::print_stderr, reason = "shown by the test runner where the test has failed")]
+fn show_logs(folder: &Path) {
     for entry in fs::read_dir(folder).unwrap().flatten() {
         let path = entry.path();
         if path.extension().is_some_and(|extension| extension == "log") {
