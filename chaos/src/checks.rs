@@ -7,11 +7,7 @@ use rowen_server::{Core, desired_tasks};
 use rowen_state::{Cluster, Command, FillerState, JobSpec, JobState};
 use rowen_topology::Level;
 
-use crate::{
-    leader::{LEASE_RAN_OUT, job_of},
-    setup,
-    world::World,
-};
+use crate::{leader::job_of, setup, world::World};
 
 /// Whether there is nothing left to do.
 pub(crate) fn at_rest(world: &World) -> bool {
@@ -76,9 +72,7 @@ fn jobs_are_as_they_should_be(world: &World, findings: &mut Vec<String>) {
         if job.state == JobState::Failed && !own_fault {
             findings.push(format!("failed without a fault of its own: job {id}: {}", job.reason));
         }
-        // One that its node lease cut off is counted when it ends: docs/chaos-findings.md, 2.
-        let cut_off = job.last_tasks.iter().any(|task| task.message == LEASE_RAN_OUT);
-        if job.state == JobState::Completed && setup::fails(id.0) && !cut_off {
+        if job.state == JobState::Completed && setup::fails(id.0) {
             findings.push(format!("completed although its program fails: job {id}"));
         }
         if job.state == JobState::Queued && job.reason.is_empty() {

@@ -1,10 +1,7 @@
 //! What every part of a world shares: time, chance, the events to come, the
 //! trace of what happened, and the findings.
 
-use std::{
-    collections::{BTreeMap, VecDeque},
-    fmt::Arguments,
-};
+use std::{collections::VecDeque, fmt::Arguments};
 
 use rowen_sim::Events;
 
@@ -23,8 +20,6 @@ pub(crate) struct Context {
     pub(crate) events: Events<Event>,
     pub(crate) journal: Journal,
     pub(crate) findings: Vec<String>,
-    /// What docs/chaos-findings.md lists as open, and how often it was seen.
-    pub(crate) open: BTreeMap<&'static str, u64>,
     pub(crate) tail: VecDeque<String>,
     digest: u64,
 }
@@ -38,7 +33,6 @@ impl Context {
             events: Events::default(),
             journal: Journal::default(),
             findings: Vec::new(),
-            open: BTreeMap::new(),
             tail: VecDeque::new(),
             digest: 0xcbf2_9ce4_8422_2325,
         }
@@ -68,13 +62,6 @@ impl Context {
         if self.findings.len() < FINDINGS {
             self.findings.push(what);
         }
-    }
-
-    /// An invariant does not hold, in a way that is known and not mended yet: counted and
-    /// shown, but no reason to fail. The fix takes the call out.
-    pub(crate) fn open_finding(&mut self, what: &'static str) {
-        self.note(format_args!("OPEN {what}"));
-        *self.open.entry(what).or_default() += 1;
     }
 
     /// Of the whole trace.

@@ -130,7 +130,6 @@ mod tests {
         assert!(wrong.starts_with("two attempts at once"), "{wrong}");
         journal.end(0, GpuMask::one(0), key(5), gang(1), true);
         journal.end(1, GpuMask::one(0), key(6), gang(2), false);
-        journal.end(1, GpuMask::one(0), key(6), gang(2), false);
         assert_eq!(journal.done(JobId(1), 1), 1);
         let wrong = journal.begin(0, GpuMask::one(0), key(4), gang(2)).unwrap();
         assert!(wrong.starts_with("an epoch fell"), "{wrong}");

@@ -86,7 +86,8 @@ struct Shim {
     stop: Option<StopAt>,
     terminated: bool,
     killed: bool,
-    /// Its end is not its own doing: the node lease ran out.
+    /// The node lease has run out; `lost` once SIGTERM was sent for it: its end is not its own doing.
+    losing: bool,
     lost: bool,
     wake_ms: u64,
 }
@@ -293,6 +294,7 @@ impl Machine {
                 stop: None,
                 terminated: false,
                 killed: false,
+                losing: false,
                 lost: false,
                 wake_ms: 0,
             },
@@ -338,7 +340,7 @@ impl Machine {
             return self.exit(key, code, context);
         }
         if local_ms >= lease_ms {
-            shim.lost = true;
+            shim.losing = true;
             let reason = LEASE_RAN_OUT.to_owned();
             let kill_at_ms = lease_ms + shim.notice_ms;
             order(shim, StopAt { term_at_ms: lease_ms, kill_at_ms, reason });
@@ -380,8 +382,7 @@ impl Machine {
         let started = shim.phase != Phase::Starting;
         let done = started && code == 0 && !shim.terminated;
         let message = shim.stop.as_ref().map_or("", |stop| stop.reason.as_str()).to_owned();
-        // What ended well is done, whatever came after: so has it the production shim.
-        shim.phase = match shim.lost && code != 0 {
+        shim.phase = match shim.lost {
             true => Phase::Lost { message },
             false => Phase::Exited { code, message },
         };
@@ -477,6 +478,7 @@ fn advance(shim: &mut Shim, local_ms: u64, now_ms: u64, timing: &Timing, context
     let killing = local_ms >= stop.kill_at_ms;
     if !shim.terminated && (killing || local_ms >= stop.term_at_ms) {
         shim.terminated = true;
+        shim.lost = shim.losing;
         if let Some((after_ms, code)) = shim.life.on_term {
             let dies_at_ms = now_ms + after_ms;
             if dies_at_ms < shim.dies_at_ms {

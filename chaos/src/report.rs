@@ -17,7 +17,6 @@ pub(crate) struct Summary {
     launches: u64,
     digest: u64,
     faults: BTreeMap<&'static str, u64>,
-    open: BTreeMap<&'static str, u64>,
     failed: Vec<Outcome>,
 }
 
@@ -31,9 +30,6 @@ impl Summary {
         self.digest = self.digest.rotate_left(5) ^ outcome.digest;
         for (fault, count) in &outcome.faults {
             *self.faults.entry(fault).or_default() += count;
-        }
-        for (finding, count) in &outcome.open {
-            *self.open.entry(finding).or_default() += count;
         }
         if !outcome.findings.is_empty() {
             self.failed.push(outcome);
@@ -59,7 +55,6 @@ impl Summary {
             .figure("seeds", self.seeds as f64, "seeds")
             .figure("simulated_hours", (hours * 1_000.0).round() / 1_000.0, "h")
             .figure("violations", violations, "violations")
-            .figure("open_findings", self.open.values().sum::<u64>() as f64, "times")
             .figure("speedup", speedup.round(), "simulated s/s")
             .figure("operations", self.operations as f64, "operations")
             .figure("entries", self.entries as f64, "entries")
@@ -85,9 +80,6 @@ impl Summary {
         let speedup = self.simulated_ms as f64 / 1_000.0 / wall.as_secs_f64().max(0.001);
         let _ = writeln!(text, "{:>10}  simulated seconds a second", speedup.round());
         let _ = writeln!(text, "{:>10}  seeds failed", self.failed.len());
-        for (finding, count) in &self.open {
-            let _ = writeln!(text, "{count:>10}  times open finding {finding}");
-        }
         let _ = writeln!(text, "digest {:016x}", self.digest);
         text
     }

@@ -53,7 +53,6 @@ pub(crate) struct Outcome {
     pub(crate) digest: u64,
     pub(crate) state_hash: u128,
     pub(crate) findings: Vec<String>,
-    pub(crate) open: BTreeMap<&'static str, u64>,
     /// The last lines of the trace before the first finding, or of all.
     pub(crate) tail: Vec<String>,
     pub(crate) faults: BTreeMap<&'static str, u64>,
@@ -97,7 +96,6 @@ pub(crate) fn run(seed: u64) -> Outcome {
         state_hash: world.control.core.cluster().state_hash(),
         tail: world.context.tail.iter().cloned().collect(),
         findings: world.context.findings,
-        open: world.context.open,
         faults: world.faults,
         operations: world.operations.len() as u64,
         entries: world.control.entries.len() as u64,

@@ -9,6 +9,7 @@ use std::{
         Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 use rowen_api::v1::{Gpu, LogChunk, ReadLog, ServerMessage, StopLog, server_message::Kind};
@@ -19,6 +20,9 @@ use tonic::Status;
 /// Messages that may wait for one agent. One that does not read is cut off; it comes
 /// back and is sent its whole desired state.
 pub(crate) const QUEUE: usize = 256;
+
+/// A reader that takes nothing for this long is cut off: heartbeats wait behind the chunk.
+const LOG_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Who is attached.
 #[derive(Debug, Default)]
@@ -128,9 +132,7 @@ impl Sessions {
         let sender =
             self.attached().nodes.get(&node).and_then(|session| session.reads.get(&read).cloned());
         let delivered = match sender {
-            Some(sender) => {
-                sender.send_timeout(chunk, std::time::Duration::from_secs(5)).await.is_ok()
-            }
+            Some(sender) => sender.send_timeout(chunk, LOG_PATIENCE).await.is_ok(),
             None => false,
         };
         if !delivered {

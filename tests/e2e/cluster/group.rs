@@ -119,7 +119,9 @@ impl Group {
 
     pub(super) fn wait_up(&self, count: u32) {
         wait("every node to be up", 30, || {
-            let nodes = self.json(&["node", "list"]);
+            let output = self.rowen(&["node", "list", "-o", "json"]);
+            // A replica that was just started may not listen yet.
+            let nodes: Value = serde_json::from_slice(&output.stdout).ok()?;
             let nodes = nodes["nodes"].as_array().unwrap();
             (nodes.iter().filter(|node| node["state"] == "up").count() == count as usize)
                 .then_some(())
