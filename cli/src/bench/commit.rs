@@ -4,8 +4,7 @@
 //! in the scheduler's own state machine, answer. Where etcd is installed, three members of it on
 //! the same disk take puts of the same size from the same number of clients in alternate rounds.
 
-use std::path::{Path, PathBuf};
-use std::process::ExitCode;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -18,7 +17,7 @@ use super::bounds;
 use super::etcd::{self, Etcd};
 use super::figures::{Check, Figure, Report, percentile};
 use crate::cluster::replicas::Group;
-use crate::cluster::{self, Timing, fabric};
+use crate::cluster::{Timing, fabric};
 use crate::output::note;
 
 /// Bytes of a command's text, and of a value put into etcd.
@@ -48,26 +47,11 @@ pub(crate) struct Args {
     /// The etcd to measure beside, where there is one.
     #[arg(long, default_value = "etcd", value_name = "EXE")]
     etcd: String,
-    /// Print one JSON object.
-    #[arg(long)]
-    json: bool,
-    /// Fail when a bar is missed.
-    #[arg(long)]
-    enforce: bool,
-    /// Where all files go, to measure on a certain disk. Left out: a temporary folder.
-    #[arg(long, value_name = "DIR")]
-    data: Option<PathBuf>,
+    #[command(flatten)]
+    pub(super) common: super::Common,
 }
 
-pub(super) async fn run(args: Args) -> Result<ExitCode> {
-    let folder = super::folder(args.data.as_deref())?;
-    tokio::select! {
-        report = measure(&args, folder.path()) => Ok(report?.finish(args.json, args.enforce)),
-        () = cluster::interrupted() => Ok(ExitCode::from(130)),
-    }
-}
-
-async fn measure(args: &Args, folder: &Path) -> Result<Report> {
+pub(super) async fn measure(args: &Args, folder: &Path) -> Result<Report> {
     let syncs = bounds::synced_writes(folder, 1000)?;
     let per_s = 1e3 * syncs.len() as f64 / syncs.iter().sum::<f64>();
     let mut figures = vec![

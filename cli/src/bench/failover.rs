@@ -6,7 +6,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -20,7 +19,7 @@ use super::figures::{Check, Figure, Report, percentile};
 use crate::args::{GlobalArgs, OutputFormat};
 use crate::client::{Client, jobs};
 use crate::cluster::replicas::Group;
-use crate::cluster::{self, Timing, fabric};
+use crate::cluster::{Timing, fabric};
 use crate::demo::journal::{self, JOURNAL_ENV, What};
 use crate::output::note;
 
@@ -47,26 +46,11 @@ pub(crate) struct Args {
     /// How many replicas.
     #[arg(long, default_value_t = 3, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=7))]
     replicas: u8,
-    /// Print one JSON object.
-    #[arg(long)]
-    json: bool,
-    /// Fail when a bar is missed.
-    #[arg(long)]
-    enforce: bool,
-    /// Where the cluster's files go, to measure on a certain disk. Left out: a temporary folder.
-    #[arg(long, value_name = "DIR")]
-    data: Option<PathBuf>,
+    #[command(flatten)]
+    pub(super) common: super::Common,
 }
 
-pub(super) async fn run(args: Args) -> Result<ExitCode> {
-    let folder = super::folder(args.data.as_deref())?;
-    tokio::select! {
-        report = measure(&args, folder.path()) => Ok(report?.finish(args.json, args.enforce)),
-        () = cluster::interrupted() => Ok(ExitCode::from(130)),
-    }
-}
-
-async fn measure(args: &Args, folder: &Path) -> Result<Report> {
+pub(super) async fn measure(args: &Args, folder: &Path) -> Result<Report> {
     let data = folder.join("cluster");
     let timing = Timing { node_lease_ms: 5000, ..Timing::default() };
     let mut group = Group::start(&data, args.replicas.into(), timing).await?;

@@ -7,10 +7,12 @@ mod failover;
 pub(crate) mod figures;
 mod submit;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Result;
+
+use crate::cluster;
 
 /// Arguments of `rowen bench`.
 #[derive(Debug, clap::Args)]
@@ -30,12 +32,44 @@ enum What {
     Failover(failover::Args),
 }
 
+/// What every measurement takes.
+#[derive(Debug, clap::Args)]
+struct Common {
+    /// Print one JSON object.
+    #[arg(long)]
+    json: bool,
+    /// Fail when a bar is missed.
+    #[arg(long)]
+    enforce: bool,
+    /// Where all files go, to measure on a certain disk. Left out: a temporary folder.
+    #[arg(long, value_name = "DIR")]
+    data: Option<PathBuf>,
+}
+
 /// Measures.
 pub(crate) async fn run(args: Args) -> Result<ExitCode> {
     match args.what {
-        What::Submit(args) => submit::run(args).await,
-        What::Commit(args) => commit::run(args).await,
-        What::Failover(args) => failover::run(args).await,
+        What::Submit(args) => {
+            report(&args.common, async |at| submit::measure(&args, at).await).await
+        }
+        What::Commit(args) => {
+            report(&args.common, async |at| commit::measure(&args, at).await).await
+        }
+        What::Failover(args) => {
+            report(&args.common, async |at| failover::measure(&args, at).await).await
+        }
+    }
+}
+
+/// Measures in a folder of its own and prints what came out; Ctrl-C ends it.
+async fn report(
+    common: &Common,
+    measure: impl AsyncFnOnce(&Path) -> Result<figures::Report>,
+) -> Result<ExitCode> {
+    let folder = folder(common.data.as_deref())?;
+    tokio::select! {
+        report = measure(folder.path()) => Ok(report?.finish(common.json, common.enforce)),
+        () = cluster::interrupted() => Ok(ExitCode::from(130)),
     }
 }
 

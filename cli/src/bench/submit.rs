@@ -5,7 +5,6 @@
 //! act, so nothing of how we look for it is in the figure.
 
 use std::path::Path;
-use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -28,26 +27,11 @@ pub(crate) struct Args {
     /// How many jobs each way.
     #[arg(long, default_value_t = 200, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000))]
     jobs: u32,
-    /// Print one JSON object.
-    #[arg(long)]
-    json: bool,
-    /// Fail when a bar is missed.
-    #[arg(long)]
-    enforce: bool,
-    /// Where the cluster's files go, to measure on a certain disk. Left out: a temporary folder.
-    #[arg(long, value_name = "DIR")]
-    data: Option<std::path::PathBuf>,
+    #[command(flatten)]
+    pub(super) common: super::Common,
 }
 
-pub(super) async fn run(args: Args) -> Result<ExitCode> {
-    let temporary = super::folder(args.data.as_deref())?;
-    tokio::select! {
-        report = measure(&args, temporary.path()) => Ok(report?.finish(args.json, args.enforce)),
-        () = cluster::interrupted() => Ok(ExitCode::from(130)),
-    }
-}
-
-async fn measure(args: &Args, folder: &Path) -> Result<Report> {
+pub(super) async fn measure(args: &Args, folder: &Path) -> Result<Report> {
     let exe = std::env::current_exe()?.to_str().context("my path is not UTF-8")?.to_string();
     let stamps = folder.join("stamps");
     std::fs::create_dir_all(&stamps)?;
