@@ -16,6 +16,7 @@ use crate::{
     invariant::Invariant,
     message::{DesiredTask, Event, Fate, MachineAt, Proposal, Then, ToAgent, ToLeader},
     setup::Timing,
+    timeline::Lane,
     world::World,
 };
 
@@ -115,6 +116,7 @@ impl World {
             _ => self.context.rng.between(300, 3_000),
         };
         self.context.note(format_args!("the leader of term {} is gone", self.control.term));
+        self.context.timeline.end(Lane::Control, self.context.now_ms);
         // Its last plan, made of what it still believed, may reach the log after the next leader's.
         if self.context.rng.chance(40)
             && let Some(command) = Core::plan(self.control.core.cluster())
@@ -135,6 +137,8 @@ impl World {
         control.watch =
             Watch::new(margins(&self.timing), control.core.cluster(), self.context.now_ms);
         self.context.note(format_args!("term {} begins", control.term));
+        let label = format!("term {}", control.term);
+        self.context.timeline.begin(Lane::Control, label, self.context.now_ms);
         self.context.later(100, Event::Beat { term: control.term });
     }
 
@@ -396,7 +400,14 @@ impl World {
         let tasks: Vec<DesiredTask> = tasks.collect();
         let generation = cluster.nodes().get(node).map_or(0, |node| node.generation);
         let term = self.control.term;
-        self.send_down(machine, session, ToAgent::Desired { generation, term, tasks });
+        let message = ToAgent::Desired { generation, term, tasks };
+        if self.context.rng.chance(4) && !self.healed {
+            // Overtaken by whatever is sent in the meantime.
+            self.count("late push", Some(machine));
+            let in_ms = self.context.rng.between(100, 3_000);
+            return self.context.later(in_ms, Event::Down { machine, session, message });
+        }
+        self.send_down(machine, session, message);
     }
 
     fn send_down(&mut self, machine: MachineAt, session: u64, message: ToAgent) {

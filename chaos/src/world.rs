@@ -19,6 +19,7 @@ use crate::{
     message::{Event, MachineAt, Then},
     rng::Rng,
     setup::{self, Timing},
+    timeline::{Lane, Timeline},
 };
 
 /// A world that has not come to rest this long after the faults ended never will.
@@ -78,6 +79,7 @@ pub(crate) struct Outcome {
     pub(crate) tail: Vec<String>,
     pub(crate) faults: Coverage,
     pub(crate) history: History,
+    pub(crate) timeline: Timeline,
     /// Draws that happened.
     pub(crate) draws: Vec<Draw>,
     pub(crate) entries: u64,
@@ -122,6 +124,7 @@ pub(crate) fn run(options: &Options) -> Outcome {
         checked: world.context.checked,
         faults: world.faults,
         history: world.history,
+        timeline: world.context.timeline.closed(world.context.now_ms),
         draws: world.draws.happened(),
         entries: world.control.entries.len() as u64,
         launches: world.context.journal.launches,
@@ -168,6 +171,32 @@ impl World {
     }
 
     fn happen(&mut self, event: Event) {
+        if let Some(thaw_ms) = self.frozen(&event) {
+            return self.context.events.add(thaw_ms, event);
+        }
+        self.carry_out(event);
+        for killed in std::mem::take(&mut self.context.killed) {
+            checks::notice(self, killed);
+        }
+    }
+
+    /// Until when an event waits, because its machine is suspended.
+    fn frozen(&self, event: &Event) -> Option<u64> {
+        let (Event::StartAgent { machine }
+        | Event::Connect { machine, .. }
+        | Event::Turn { machine, .. }
+        | Event::Shim { machine, .. }
+        | Event::News { machine, .. }
+        | Event::Down { machine, .. }
+        | Event::Hangup { machine, .. }) = event
+        else {
+            return None;
+        };
+        let thaw_ms = self.machines[*machine].frozen_ms;
+        (thaw_ms > self.context.now_ms).then_some(thaw_ms)
+    }
+
+    fn carry_out(&mut self, event: Event) {
         let World { machines, context, timing, .. } = self;
         match event {
             Event::PowerOn { machine } => {
@@ -175,6 +204,13 @@ impl World {
                 context.later(500, Event::StartAgent { machine });
             }
             Event::StartAgent { machine } => machines[machine].start_agent(context),
+            Event::Crash { machine } => {
+                if !self.healed && machines[machine].agent.is_some() {
+                    let mut rng = self.context.rng.clone();
+                    self.kill_agent(machine, "agent died at an exit", &mut rng);
+                    self.context.rng = rng;
+                }
+            }
             Event::Connect { machine, life } => self.connect(machine, life),
             Event::Turn { machine, life } => {
                 if lives(&machines[machine], life) {
@@ -378,8 +414,9 @@ impl World {
             return;
         }
         let machine = rng.between(0, self.machines.len() as u64 - 1) as usize;
-        match rng.between(0, 9) {
-            0 | 1 => self.kill_agent(machine, &mut rng),
+        match rng.between(0, 11) {
+            10 | 11 => self.freeze(machine, &mut rng),
+            0 | 1 => self.kill_agent(machine, "killed agent", &mut rng),
             2 => self.reboot(machine, &mut rng),
             3..=5 => self.cut(machine, &mut rng),
             6 | 7 => {
@@ -397,10 +434,10 @@ impl World {
         }
     }
 
-    fn kill_agent(&mut self, machine: MachineAt, rng: &mut Rng) {
-        self.count("killed agent", Some(machine));
+    fn kill_agent(&mut self, machine: MachineAt, fault: &'static str, rng: &mut Rng) {
+        self.count(fault, Some(machine));
         self.context.note(format_args!("m{machine}: the agent is killed"));
-        self.machines[machine].kill_agent();
+        self.machines[machine].kill_agent(&mut self.context);
         let long = rng.chance(30);
         let in_ms = rng.between(50, if long { 90_000 } else { 2_000 });
         self.context.later(in_ms, Event::StartAgent { machine });
@@ -415,6 +452,17 @@ impl World {
         self.machines[machine].power_off(&mut self.context);
         let in_ms = rng.between(3_000, 60_000);
         self.context.later(in_ms, Event::PowerOn { machine });
+    }
+
+    /// SIGSTOP of everything, or a suspended virtual machine.
+    fn freeze(&mut self, machine: MachineAt, rng: &mut Rng) {
+        self.count("frozen machine", Some(machine));
+        let long = rng.chance(50);
+        let for_ms = if long { rng.between(5_000, 60_000) } else { rng.between(50, 5_000) };
+        self.context.note(format_args!("m{machine} is frozen for {for_ms} ms"));
+        let until_ms = self.context.now_ms + for_ms;
+        self.machines[machine].freeze(until_ms, &mut self.context);
+        self.context.timeline.span(Lane::Frozen(machine), "frozen", self.context.now_ms, until_ms);
     }
 
     fn cut(&mut self, machine: MachineAt, rng: &mut Rng) {
@@ -451,11 +499,12 @@ impl World {
     fn heal(&mut self) {
         self.context.note(format_args!("faults end"));
         self.healed = true;
+        self.context.timeline.mark(Lane::Control, "faults end".into(), self.context.now_ms);
         for machine in 0..self.machines.len() {
             self.context.later(1, Event::Mend { machine });
             if self.machines[machine].powered {
                 // A GPU that was sick is well again: the agent says so when it comes.
-                self.machines[machine].kill_agent();
+                self.machines[machine].kill_agent(&mut self.context);
                 self.context.later(100, Event::StartAgent { machine });
             }
         }
@@ -469,6 +518,8 @@ impl World {
     pub(crate) fn count(&mut self, fault: &'static str, machine: Option<MachineAt>) {
         let node = machine.map(|machine| self.machines[machine].node);
         let phase = coverage::phase(self.control.core.cluster(), node);
+        let lane = machine.map_or(Lane::Control, Lane::Agent);
+        self.context.timeline.mark(lane, fault.into(), self.context.now_ms);
         *self.faults.entry((fault, phase)).or_default() += 1;
     }
 
