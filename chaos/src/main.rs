@@ -83,6 +83,9 @@ struct Sim {
     /// Leaves out of a failing seed whatever it does not need to fail.
     #[arg(long, requires = "seed")]
     minimise: bool,
+    /// With a bug planted on purpose, by name.
+    #[arg(long)]
+    plant: Option<String>,
     /// Writes what clients asked, as JSON lines.
     #[arg(long, requires = "seed")]
     history: Option<PathBuf>,
@@ -134,6 +137,10 @@ fn main() -> anyhow::Result<ExitCode> {
 
 fn sim(args: &Sim) -> anyhow::Result<ExitCode> {
     let range = args.seeds.clone().or(args.seed.map(|seed| seed..seed + 1)).unwrap_or_default();
+    if let Some(name) = &args.plant {
+        let ready = planted::refuse().and_then(|()| planted::named(std::slice::from_ref(name)));
+        ready.map_err(anyhow::Error::msg)?.into_iter().for_each(planted::choose);
+    }
     let began = Instant::now();
     let mut summary = Summary::default();
     for seed in range.clone() {

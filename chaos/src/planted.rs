@@ -125,14 +125,15 @@ pub(crate) fn hunt(bugs: &[Bug], within: u64, starts: usize, later: bool) -> Pla
     planted
 }
 
+/// For the whole process.
 #[cfg(rowen_planted)]
-fn choose(bug: Bug) {
+pub(crate) fn choose(bug: Bug) {
     rowen_planted::choose(Some(bug));
 }
 
 /// Without the flag there is nothing to choose from; [`refuse`] has said so.
 #[cfg(not(rowen_planted))]
-fn choose(_bug: Bug) {}
+pub(crate) fn choose(_bug: Bug) {}
 
 /// Why this build cannot hunt, if it cannot.
 pub(crate) fn refuse() -> Result<(), String> {

@@ -21,7 +21,7 @@ const PLANTED: &str = " --cfg rowen_planted";
 /// `cargo xtask chaos ARGS`: ARGS are the binary's own.
 pub(crate) fn run(args: &[String]) -> anyhow::Result<ExitCode> {
     let root = repo::root();
-    let planted = args.first().is_some_and(|what| what == "planted");
+    let planted = args.iter().any(|arg| arg == "planted" || arg.starts_with("--plant"));
     let status = build(&root, planted).status().context("cannot run cargo")?;
     ensure!(status.success(), "the chaos binary does not build");
     let binary = root.join(folder(planted)).join("release/rowen-chaos");

@@ -182,7 +182,7 @@ async fn watch(server: &Arc<Server>, id: JobId, sender: &mpsc::Sender<Result<v1:
                 return;
             }
         };
-        if planted(Bug::WatchSkips) && job.reason_index % 3 == 0 && !job.state.ended() {
+        if planted(Bug::WatchSkips) && job.reason_index.is_multiple_of(3) && !job.state.ended() {
             continue;
         }
         let key = (job.state, job.attempt, job.reason.clone());
