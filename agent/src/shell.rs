@@ -27,7 +27,7 @@ use tokio::{
 
 use crate::{
     Config, clock,
-    core::{Action, Core, LAUNCH_FAILED, Phase, StopAt, TaskKey},
+    core::{Action, Core, Phase, StopAt, TaskKey},
     discover, env,
     fence::FenceFile,
     lease::LeaseFile,
@@ -124,6 +124,7 @@ struct Shell {
     heartbeat_at_ms: u64,
     housekeeping_at_ms: u64,
     news: tasks::News,
+    failures: tasks::Failures,
     ready: mpsc::UnboundedSender<TaskKey>,
     drop_link: Arc<Notify>,
 }
@@ -196,6 +197,7 @@ impl Shell {
             heartbeat_at_ms: 0,
             housekeeping_at_ms: 0,
             news,
+            failures: tasks::Failures::default(),
             ready,
             drop_link,
         };
@@ -312,6 +314,7 @@ impl Shell {
         let running = phase == Phase::Running;
         self.core.observe(key, phase);
         if running {
+            self.failures.forget();
             self.start_probe(key);
         }
         let Some(handle) = self.handles.get_mut(&key) else { return };
@@ -376,12 +379,13 @@ impl Shell {
                 self.core.observe_port(key, spec.port);
                 ports.iter().for_each(|port| self.ports.release(*port));
                 let shim = self.config.shim.clone();
-                let stops = Some(tasks::launch(shim, dir.clone(), spec, self.news.clone()));
+                let (failures, news) = (self.failures.clone(), self.news.clone());
+                let stops = Some(tasks::launch(shim, dir.clone(), spec, failures, news));
                 self.handles.insert(key, Handle { dir, stops, ports, prober: None, probe });
             }
             Err(error) => {
-                let message = format!("{error:#}");
-                self.core.observe(key, Phase::Exited { code: LAUNCH_FAILED, message });
+                let message = format!("it could not be launched: {error:#}");
+                self.failures.tell(key, message, self.news.clone());
             }
         }
     }

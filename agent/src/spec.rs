@@ -138,6 +138,9 @@ pub struct Status {
     /// It ended through no fault of its own.
     #[serde(default)]
     pub lost: bool,
+    /// The shim's guard; none in what earlier builds wrote.
+    #[serde(default)]
+    pub guard: Option<ProcessId>,
 }
 
 /// A line to a shim: end the task. Times on CLOCK_BOOTTIME, so that a line
