@@ -30,6 +30,7 @@ use crate::{
     core::{Action, Core, Phase, StopAt, TaskKey},
     discover, env,
     fence::FenceFile,
+    identity,
     lease::LeaseFile,
     logs,
     ports::Ports,
@@ -142,7 +143,8 @@ impl Shell {
         let dir = fs::canonicalize(&config.dir)?;
         let tasks_dir = dir.join("tasks");
         let lock = lock(&dir)?;
-        let folder = folder_id(&dir).context("dir: cannot name it")?;
+        identity::check_machine(&dir)?;
+        let folder = identity::folder_id(&dir).context("dir: cannot name it")?;
         let boot_id = clock::boot_id().context("cannot read the boot id of the machine")?;
         let (mut fence_file, fence, fenced_boot) = FenceFile::open(&dir).with_context(|| {
             format!("dir: {}/fence is damaged; this node must not launch", dir.display())
@@ -528,25 +530,6 @@ fn lock(dir: &std::path::Path) -> anyhow::Result<Flock<File>> {
     Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, error)| {
         anyhow::anyhow!("dir: another agent runs in {} ({error})", dir.display())
     })
-}
-
-/// A name that a folder gets once: an agent that comes with another one cannot know the tasks of
-/// this one.
-fn folder_id(dir: &std::path::Path) -> io::Result<String> {
-    let path = dir.join("folder");
-    match fs::read_to_string(&path) {
-        Ok(id) if !id.trim().is_empty() => return Ok(id.trim().to_string()),
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    let id = fs::read_to_string("/proc/sys/kernel/random/uuid")?.trim().to_string();
-    let aside = dir.join("folder.new");
-    let mut file = spec::private_file(&aside)?;
-    io::Write::write_all(&mut file, id.as_bytes())?;
-    file.sync_all()?;
-    fs::rename(&aside, &path)?;
-    File::open(dir)?.sync_all()?;
-    Ok(id)
 }
 
 async fn find_gpus(config: &Config) -> io::Result<Vec<v1::Gpu>> {

@@ -453,4 +453,26 @@ mod tests {
         assert!(find(tasks.path(), "boot", false).unwrap().is_empty(), "after a power cut");
         assert!(!ruined.exists());
     }
+
+    /// The shim is a program that does nothing, for ever.
+    #[tokio::test]
+    async fn a_shim_that_does_not_start_is_given_up() {
+        let dir = TempDir::new().unwrap();
+        let program = dir.path().join("shim");
+        fs::write(&program, "#!/bin/sh\nexec sleep 300\n").unwrap();
+        fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
+        let owner = OwnerSpec { kind: OwnerKind::Job, id: 17, name: String::new(), part: 1 };
+        let task = new_dir(dir.path(), &owner, 0).unwrap();
+        let spec = Spec::sample(owner);
+        let stream = start_shim(&program, &task, &spec).unwrap();
+        let (news, mut told) = mpsc::unbounded_channel();
+        let (_stops, orders) = mpsc::unbounded_channel();
+        let limit = Duration::from_millis(300);
+        follow(wire::key_of(&spec), task.clone(), stream, orders, news, limit).await;
+        let (_, phase) = told.recv().await.unwrap();
+        let expect = "it did not start within 0 s".to_string();
+        assert_eq!(phase, Phase::Lost { message: expect.clone() });
+        assert_eq!(exit_of(&task), Some(Phase::Lost { message: expect }));
+        assert!(process::strays(dir.path(), &[]).is_empty(), "it is gone");
+    }
 }

@@ -68,7 +68,7 @@ fn a_killed_guard_ends_the_task_by_its_shim() {
 /// started die with it. Its daemons wait for the next agent (`agent.rs` has that).
 #[test]
 fn shim_and_guard_killed_at_once_take_the_first_processes_along() {
-    let task = start("echo up; sleep 300", LONG_MS, |_| {});
+    let task = start("echo up; exec sleep 300", LONG_MS, |_| {});
     task.says("stdout.log", "up");
     let status = task.status();
     // Stopped first, so that neither sees the other's end.
