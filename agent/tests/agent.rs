@@ -604,3 +604,23 @@ async fn a_machine_without_gpus_says_so() {
     );
     assert!(found.gpus.iter().all(|gpu| gpu.uuid.starts_with("GPU-") && gpu.memory_mib > 0));
 }
+
+#[tokio::test]
+async fn a_probe_that_crashes_takes_nothing_with_it_and_says_one_line() {
+    let dir = TempDir::new().unwrap();
+    let program = dir.path().join("probe");
+    let check = async |script: &str, expect: &str| {
+        fs::write(&program, format!("#!/bin/sh\n{script}\n")).unwrap();
+        fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
+        let found = rowen_agent::discover::discover(&program).await;
+        assert_eq!((found.gpus.len(), found.note.as_deref()), (0, Some(expect)));
+    };
+    check(
+        "echo a panic >&2; echo in libcuda >&2; kill -SEGV $$",
+        "no GPU: the probe ended with signal: 11 (SIGSEGV) and said: in libcuda",
+    )
+    .await;
+    check("echo not JSON", "no GPU: the probe ended with exit status: 0 and said: nothing").await;
+    let missing = rowen_agent::discover::discover(&dir.path().join("none")).await.note.unwrap();
+    assert!(missing.contains("could not be run") && missing.lines().count() == 1, "{missing}");
+}
