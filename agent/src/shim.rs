@@ -90,13 +90,36 @@ fn run_shim(spec: Spec, guard: ProcessId, mut lease: LeaseReader) -> io::Result<
     unistd::dup2_stdin(fs::File::open("/dev/null")?)?;
     let held = clock::boottime_ms() < lease.expires_ms();
     let signals = take_over_signals()?;
+    let mut children = Children::default();
+    let lost = !held;
+    let launched = match held {
+        true => launch(&mut children, &spec),
+        false => Err("the node lease had run out before the task could start".to_string()),
+    };
+    // After the launch, which must be quick. If there is no thread to be had,
+    // the guard ends what was launched.
     let (lease, files) = (LeaseWatch::start(lease)?, Files::start()?);
-    let mut shim = Shim::new(spec, guard, lease, clients, files);
-    match shim.launch(held) {
+    let mut shim = Shim::new(spec, guard, lease, clients, files, children);
+    match launched {
         Ok(()) => shim.watch(&signals),
-        Err(message) => shim.finish(LAUNCH_FAILED, message),
+        Err(message) => {
+            shim.lost = lost;
+            shim.finish(LAUNCH_FAILED, message);
+        }
     }
     Ok(())
+}
+
+/// All processes, or none: if one cannot start the others are killed.
+fn launch(children: &mut Children, spec: &Spec) -> Result<(), String> {
+    let launched = children.launch(spec);
+    if launched.is_err() {
+        while children.kill_all() {
+            let _ = children.reap();
+            std::thread::sleep(std::time::Duration::from_millis(KILL_CHECK_MS));
+        }
+    }
+    launched
 }
 
 /// From here on they are read. Before any thread starts: one that has them
@@ -153,13 +176,14 @@ impl Shim {
         lease: LeaseWatch,
         clients: Clients,
         files: Files,
+        children: Children,
     ) -> Self {
         Shim {
             spec,
             guard,
             lease,
             clients,
-            children: Children::default(),
+            children,
             files,
             saying: None,
             end: None,
@@ -167,22 +191,6 @@ impl Shim {
             losing: false,
             lost: false,
         }
-    }
-
-    /// All processes, or none: if one cannot start the others are killed.
-    fn launch(&mut self, lease_held: bool) -> Result<(), String> {
-        if !lease_held {
-            self.lost = true;
-            return Err("the node lease had run out before the task could start".to_string());
-        }
-        if let Err(message) = self.children.launch(&self.spec) {
-            while self.children.kill_all() {
-                let _ = self.children.reap();
-                std::thread::sleep(std::time::Duration::from_millis(KILL_CHECK_MS));
-            }
-            return Err(message);
-        }
-        Ok(())
     }
 
     fn watch(&mut self, signals: &SignalFd) {
@@ -315,9 +323,12 @@ impl Shim {
         let killing = now >= end.line.kill_at_ms;
         let noticed = end.notice.is_none_or(|notice| self.files.is_done(notice))
             || now >= end.line.term_at_ms + NOTICE_WAIT_MS;
-        if !end.terminated && (killing || now >= end.line.term_at_ms && noticed) {
+        // The agent may order it at the very end of the lease, before we know that
+        // this was not renewed: whose end it is must not depend on who was first.
+        let doubt = !self.losing && now >= self.lease.expires_ms();
+        if !end.terminated && (killing || now >= end.line.term_at_ms && noticed && !doubt) {
             end.terminated = true;
-            self.lost |= self.losing && self.failure.is_none();
+            self.lost |= (self.losing || doubt) && self.failure.is_none();
             self.children.terminate_group();
         }
         if killing {
