@@ -1,13 +1,10 @@
 //! A draft: the view with the moves of this cycle on top, and a way back.
 //!
-//! What planning scans are the dense rows of [`Rooms`], which the draft shares with the view until
-//! it changes them. A node's owners are loaded only where a pass asks who they are. A draft never
+//! What planning scans are the dense rows of the view's [`Rooms`]; the draft has rows of its own for
+//! nodes that moved. A node's owners are loaded only where a pass asks who they are. A draft never
 //! decides; passes do, and roll back what did not work out.
 
-use std::{
-    cell::OnceCell,
-    collections::{BTreeMap, BTreeSet},
-};
+use std::{cell::OnceCell, collections::BTreeMap};
 
 use rowen_state::{AllocationId, Cluster, Evictable, GpuMask, Place, Room, Rooms};
 use rowen_topology::{DomainId, FlatIndex, Level, NodePos};
@@ -22,8 +19,11 @@ use crate::{
 /// The view with moves on top.
 pub(crate) struct Draft<'a> {
     pub(crate) view: &'a Cluster,
-    rooms: Rooms,
-    /// Free GPUs that moves took from the domains of each level but the last.
+    /// Rooms of nodes that moved.
+    rooms: Vec<Room>,
+    /// By position: one more than the place in `rooms`; 0: it did not move.
+    room_of: Vec<u32>,
+    /// Free GPUs that moves took from each site, pod, block and NVLink domain.
     taken: [Vec<i32>; 4],
     /// Owners of nodes, where somebody asked for them.
     nodes: OnceCell<Vec<OnceCell<Box<DraftNode>>>>,
@@ -41,7 +41,6 @@ pub(crate) struct Draft<'a> {
 struct Before {
     pos: NodePos,
     room: Room,
-    evictable: Evictable,
     /// None: its owners were not loaded.
     node: Option<Box<DraftNode>>,
 }
@@ -56,7 +55,8 @@ impl<'a> Draft<'a> {
         let levels = [Level::Site, Level::Pod, Level::Block, Level::Nvlink];
         Draft {
             view,
-            rooms: view.rooms().clone(),
+            rooms: Vec::new(),
+            room_of: vec![0; index.node_count() as usize],
             taken: levels.map(|level| vec![0; index.domains(level).len()]),
             nodes: OnceCell::new(),
             leaving: OnceCell::new(),
@@ -72,8 +72,41 @@ impl<'a> Draft<'a> {
         self.view.index()
     }
 
-    pub(crate) fn rooms(&self) -> &Rooms {
-        &self.rooms
+    /// What each node has in the view.
+    pub(crate) fn rooms(&self) -> &'a Rooms {
+        self.view.rooms()
+    }
+
+    /// What a node has, moves included.
+    pub(crate) fn room(&self, pos: NodePos) -> Room {
+        self.moved(pos).copied().unwrap_or_else(|| self.rooms().room(pos))
+    }
+
+    /// What evictions on a node would give, moves included. The bounds on what they cost stay as
+    /// they were.
+    pub(crate) fn evictable(&self, pos: NodePos) -> Evictable {
+        let evictable = self.rooms().evictable(pos);
+        match self.loaded(pos).filter(|_| self.has_moved(pos)) {
+            Some(node) => node.evictable(evictable),
+            None => evictable,
+        }
+    }
+
+    pub(crate) fn has_moved(&self, pos: NodePos) -> bool {
+        self.room_of[pos.0 as usize] > 0
+    }
+
+    fn moved(&self, pos: NodePos) -> Option<&Room> {
+        let place = self.room_of[pos.0 as usize].checked_sub(1)?;
+        Some(&self.rooms[place as usize])
+    }
+
+    /// Free GPUs of a node.
+    pub(crate) fn free_at(&self, pos: NodePos) -> u32 {
+        match self.moved(pos) {
+            Some(room) => room.free.count(),
+            None => self.rooms().count(pos).free.into(),
+        }
     }
 
     pub(crate) fn moves(&self) -> &[NodePos] {
@@ -83,7 +116,7 @@ impl<'a> Draft<'a> {
     /// Free GPUs of a domain.
     pub(crate) fn free_in(&self, domain: DomainId) -> u32 {
         let Some(taken) = self.taken.get(domain.level as usize) else {
-            return self.rooms.count(NodePos(domain.ordinal)).free.into();
+            return self.free_at(NodePos(domain.ordinal));
         };
         let free = self.index().counts(domain, None).free;
         free.strict_sub_signed(taken[domain.ordinal as usize])
@@ -114,7 +147,7 @@ impl<'a> Draft<'a> {
         let empty = || (0..self.index().node_count()).map(|_| OnceCell::new()).collect();
         let cell = &self.nodes.get_or_init(empty)[pos.0 as usize];
         cell.get_or_init(|| {
-            let node = DraftNode::load(self.view, self.view.node_at(pos), self.rooms.room(pos));
+            let node = DraftNode::load(self.view, self.view.node_at(pos), self.room(pos));
             Box::new(node)
         })
     }
@@ -131,7 +164,7 @@ impl<'a> Draft<'a> {
 
     /// What leaves a node, moves of this draft included.
     pub(crate) fn leaving_at(&self, pos: NodePos) -> Leaving {
-        match self.loaded(pos) {
+        match self.loaded(pos).filter(|_| self.has_moved(pos)) {
             Some(node) => node.leaving(),
             None => self.leaving().get(&pos).copied().unwrap_or_default(),
         }
@@ -139,8 +172,8 @@ impl<'a> Draft<'a> {
 
     /// What evictions cost at least.
     pub(crate) fn floors(&self) -> &Floors {
-        let evictables = || self.view.rooms().evictables().flatten();
-        self.floors.get_or_init(|| Floors::new(self.index(), evictables(), self.view.now_ms()))
+        let view = self.view;
+        self.floors.get_or_init(|| Floors::new(view.rooms().evictables(), view.now_ms()))
     }
 
     /// All positions.
@@ -165,24 +198,23 @@ impl<'a> Draft<'a> {
             if let Some(cell) = cell {
                 *cell = before.node.map_or_else(OnceCell::new, OnceCell::from);
             }
-            self.put(before.pos, before.room, before.evictable);
+            self.put(before.pos, before.room);
         }
     }
 
     /// Gives workers of a claim GPUs that are free on a node.
     pub(crate) fn take_free(&mut self, pos: NodePos, gpus: GpuMask, claim: &Claim, workers: u32) {
-        let room = self.rooms.room(pos);
+        let room = self.room(pos);
         assert!(gpus.without(room.free).is_empty(), "{gpus:?} of {pos:?} are not free");
         if self.loaded(pos).is_some() {
             return self.change(pos, |node| node.take(gpus, claim, workers));
         }
-        let evictable = self.rooms.evictable(pos);
-        self.journal.push(Before { pos, room, evictable, node: None });
+        self.journal.push(Before { pos, room, node: None });
         let host = room.host.plus(
             -(claim.cpus as i64) * i64::from(workers),
             -(claim.memory_mib as i64) * i64::from(workers),
         );
-        self.put(pos, Room { free: room.free.without(gpus), host }, evictable);
+        self.put(pos, Room { free: room.free.without(gpus), host });
     }
 
     /// Gives a worker GPUs that are free but for `victims`, which leave for it.
@@ -229,32 +261,28 @@ impl<'a> Draft<'a> {
 
     fn change(&mut self, pos: NodePos, how: impl FnOnce(&mut DraftNode)) {
         let old = Box::new(self.node(pos).clone());
-        let (room, evictable) = (self.rooms.room(pos), self.rooms.evictable(pos));
-        self.journal.push(Before { pos, room, evictable, node: Some(old) });
+        self.journal.push(Before { pos, room: self.room(pos), node: Some(old) });
         let nodes = self.nodes.get_mut().expect("loaded just above");
         let node = nodes[pos.0 as usize].get_mut().expect("loaded just above");
         how(node);
-        let (room, evictable) = (node.room(), node.evictable(evictable));
-        self.put(pos, room, evictable);
+        let room = node.room();
+        self.put(pos, room);
     }
 
-    /// Sets a node's rows, and with them the free GPUs of its domains.
-    fn put(&mut self, pos: NodePos, room: Room, evictable: Evictable) {
-        let before = self.rooms.count(pos).free;
-        self.rooms.set_room(pos, room);
-        if self.rooms.evictable(pos) != evictable {
-            self.rooms.set_evictable(pos, evictable);
+    /// Sets a node's room, and with it the free GPUs of its domains.
+    fn put(&mut self, pos: NodePos, room: Room) {
+        let taken = self.free_at(pos) as i32 - room.free.count() as i32;
+        match self.room_of[pos.0 as usize].checked_sub(1) {
+            Some(place) => self.rooms[place as usize] = room,
+            None => {
+                self.rooms.push(room);
+                self.room_of[pos.0 as usize] = self.rooms.len() as u32;
+            }
         }
-        let taken = i32::from(before) - room.free.count() as i32;
         for (sums, level) in self.taken.iter_mut().zip(Level::ALL) {
             let domain = self.view.index().domain_of(pos, level);
             sums[domain.ordinal as usize] += taken;
         }
         self.moves.push(pos);
     }
-}
-
-/// Distinct positions among moves.
-pub(crate) fn distinct(moves: &[NodePos]) -> BTreeSet<NodePos> {
-    moves.iter().copied().collect()
 }

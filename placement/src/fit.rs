@@ -28,44 +28,25 @@ pub(crate) fn domains(index: &FlatIndex, level: Level) -> impl Iterator<Item = D
 /// The best fit: on the tightest level that holds the gang, the domain with the least room left
 /// over, so that the least of future shapes is broken up.
 pub(crate) fn best_domain(draft: &Draft<'_>, ask: &Ask, slots: &Slots) -> Option<DomainId> {
-    ask.levels().find_map(|level| match level {
-        Level::Node => tightest_node(draft, slots, ask),
-        level => tightest(draft, slots, level, ask.workers.into()),
-    })
+    ask.levels().find_map(|level| tightest(draft, slots, level, ask))
 }
 
-/// Of a level's domains, the one with the least room that still holds `workers`; of equals the one
+/// Of a level's domains, the one with the least room that still holds the gang; of equals the one
 /// with the fewest free GPUs, then the first.
-fn tightest(draft: &Draft<'_>, slots: &Slots, level: Level, workers: u64) -> Option<DomainId> {
-    let mut least: Option<(u64, u32, DomainId)> = None;
-    for domain in domains(draft.index(), level) {
-        let room = slots.within(domain);
-        if room < workers || least.is_some_and(|(least, ..)| room > least) {
-            continue;
-        }
-        let free = draft.free_in(domain);
-        if least.is_none_or(|(least, least_free, _)| (room, free) < (least, least_free)) {
-            least = Some((room, free, domain));
-        }
-    }
-    least.map(|(.., domain)| domain)
-}
-
-/// The same for nodes, of which there are many: by rows, and over at the first perfect fit.
-fn tightest_node(draft: &Draft<'_>, slots: &Slots, ask: &Ask) -> Option<DomainId> {
-    let Ok(workers) = u16::try_from(ask.workers) else { return None };
-    let perfect = ask.gpus();
-    let mut least: Option<(u16, u8, u32)> = None;
-    let rows = slots.nodes().iter().zip(draft.rooms().counts().flatten()).zip(0u32..);
-    for ((room, count), ordinal) in rows.filter(|((room, _), _)| **room >= workers) {
-        if least.is_none_or(|(least, free, _)| (*room, count.free) < (least, free)) {
-            least = Some((*room, count.free, ordinal));
-            if u64::from(count.free) == perfect {
-                break;
+fn tightest(draft: &Draft<'_>, slots: &Slots, level: Level, ask: &Ask) -> Option<DomainId> {
+    let row = slots.of_level(level);
+    let room = row.least(ask.workers)?;
+    let mut fewest: Option<(u32, u32)> = None;
+    for ordinal in row.equal_to(room) {
+        let free = draft.free_in(DomainId { level, ordinal });
+        if fewest.is_none_or(|(fewest, _)| free < fewest) {
+            fewest = Some((free, ordinal));
+            if u64::from(free) <= ask.gpus() {
+                break; // none has fewer and holds it
             }
         }
     }
-    least.map(|(.., ordinal)| DomainId { level: Level::Node, ordinal })
+    fewest.map(|(_, ordinal)| DomainId { level, ordinal })
 }
 
 /// Spreads `workers` over as few parts of the domain as possible on every level: the tightest

@@ -2,9 +2,12 @@
 //! victims looks at the owners of few nodes only. Bounds from dense rows; never the cost itself.
 
 use rowen_state::Evictable;
-use rowen_topology::{DomainId, FlatIndex, Level, NodePos};
+use rowen_topology::{FlatIndex, Level, NodePos};
 
-use crate::node::{EVICTION_MICROS, HOUR_MS};
+use crate::{
+    node::{EVICTION_MICROS, HOUR_MS},
+    slots::Slots,
+};
 
 /// A lower bound.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,44 +46,36 @@ impl Floor {
     }
 }
 
-/// See the module.
+/// The bound of each node, by position.
 #[derive(Debug)]
-pub(crate) struct Floors {
-    /// By position.
-    at: Vec<Floor>,
-    /// By ordinal, for sites, pods, blocks and NVLink domains.
-    least: [Vec<Floor>; 4],
-}
+pub(crate) struct Floors(Vec<Floor>);
 
 impl Floors {
     /// Evictions of a draft only ever raise what is left to evict, so bounds hold for a cycle.
     pub(crate) fn new<'r>(
-        index: &FlatIndex,
-        evictables: impl Iterator<Item = &'r Evictable>,
+        evictables: impl Iterator<Item = &'r [Evictable]>,
         now_ms: u64,
     ) -> Floors {
-        let at: Vec<Floor> = evictables.map(|one| Floor::of(one, now_ms)).collect();
-        let least_of = |floors: &[Floor]| floors.iter().copied().fold(Floor::NONE, Floor::least);
-        let mut least: [Vec<Floor>; 4] = Default::default();
-        let nvlink = index.domains(Level::Nvlink).iter();
-        let nodes = |range: &std::ops::Range<u32>| range.start as usize..range.end as usize;
-        least[3] = nvlink.map(|one| least_of(&at[nodes(&one.nodes)])).collect();
-        for (depth, level) in [(2, Level::Block), (1, Level::Pod), (0, Level::Site)] {
-            let parts = &least[depth + 1];
-            let of = index.domains(level).iter().map(|one| least_of(&parts[nodes(&one.children)]));
-            least[depth] = of.collect();
+        let mut floors = Vec::new();
+        for run in evictables {
+            floors.extend(run.iter().map(|one| Floor::of(one, now_ms)));
         }
-        Floors { at, least }
+        Floors(floors)
     }
 
     pub(crate) fn at(&self, pos: NodePos) -> Floor {
-        self.at[pos.0 as usize]
+        self.0[pos.0 as usize]
     }
 
-    pub(crate) fn within(&self, domain: DomainId) -> Floor {
-        match self.least.get(domain.level as usize) {
-            Some(least) => least[domain.ordinal as usize],
-            None => self.at[domain.ordinal as usize],
+    /// The bound of each domain of a level, of its nodes that hold a worker, by ordinal.
+    pub(crate) fn of_level(&self, index: &FlatIndex, slots: &Slots, level: Level) -> Vec<Floor> {
+        let floor = |(slots, floor): (&u16, &Floor)| if *slots > 0 { *floor } else { Floor::NONE };
+        let nodes = slots.nodes().iter().zip(&self.0).map(floor);
+        if index.domains(level).len() == self.0.len() {
+            return nodes.collect();
         }
+        let mut nodes = nodes;
+        let sizes = index.domains(level).iter().map(|one| one.nodes.len());
+        sizes.map(|size| nodes.by_ref().take(size).fold(Floor::NONE, Floor::least)).collect()
     }
 }

@@ -109,7 +109,7 @@ impl DraftNode {
         Room { free: self.free, host: self.host }
     }
 
-    /// What evictions would give; the bounds on what they cost stay as they were.
+    /// What evictions would give, with the bounds of `before`.
     pub(crate) fn evictable(&self, before: Evictable) -> Evictable {
         let mut sum = Leaving::default();
         let evictable = self.tenants.iter().filter(|tenant| tenant.fate == Fate::Evictable);

@@ -5,7 +5,7 @@
 //! if they were free.
 
 use rowen_state::Filler;
-use rowen_topology::{DomainId, FlatIndex, Level, NodePos};
+use rowen_topology::{DomainId, FlatIndex, Level};
 
 use crate::{
     demand::{Ask, Claim, LevelWord, Model},
@@ -125,9 +125,7 @@ impl Census {
         let (index, slots) = (draft.index(), draft.counted(claim, Pool::Soon));
         let mut census = Census::default();
         let nodes = index.domain(domain).nodes.clone();
-        let counts = draft.rooms().counts().flatten().zip(0u32..);
-        for (count, pos) in counts.skip(nodes.start as usize).take(nodes.len()) {
-            let pos = NodePos(pos);
+        for (pos, count) in draft.rooms().counts_of(nodes) {
             if !claim.admits(index.model(pos)) {
                 continue;
             }
@@ -138,7 +136,11 @@ impl Census {
             }
             let sick = u32::from(count.sick);
             let leaving = draft.leaving_at(pos).gpus.count();
-            let open = u32::from(count.free) + u32::from(count.evictable) + leaving;
+            let open = leaving
+                + match draft.has_moved(pos) {
+                    true => draft.free_at(pos) + draft.evictable(pos).gpus.count(),
+                    false => u32::from(count.free) + u32::from(count.evictable),
+                };
             let kept = draft.loaded(pos).map_or(0, |node| node.kept);
             census.down += sick;
             census.kept += kept;

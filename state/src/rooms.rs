@@ -5,7 +5,7 @@
 //! vectors: a clone is free, and a draft that changes a few rows copies a few chunks. Never decides
 //! anything.
 
-use std::sync::Arc;
+use std::{ops::Range, sync::Arc};
 
 use imbl::Vector;
 use rowen_topology::NodePos;
@@ -23,6 +23,26 @@ pub struct Count {
     pub sick: u8,
     /// Whether anything new may be placed on the node.
     pub schedulable: bool,
+    /// Unclaimed cores for each free GPU, rounded down; what is not counted is plenty.
+    pub cpus_a_gpu: u16,
+    /// Unclaimed memory for each free GPU in GiB, likewise.
+    pub memory_gib_a_gpu: u16,
+}
+
+impl Count {
+    /// With what a room has.
+    #[must_use]
+    pub fn of_room(self, room: Room) -> Count {
+        let free = room.free.count();
+        let each =
+            |have: i64| u16::try_from(have.max(0) / i64::from(free.max(1))).unwrap_or(u16::MAX);
+        Count {
+            free: free as u8,
+            cpus_a_gpu: each(room.host.cpus),
+            memory_gib_a_gpu: each(room.host.memory_mib / 1_024),
+            ..self
+        }
+    }
 }
 
 /// Cores and memory, as far as they are declared.
@@ -118,6 +138,15 @@ impl Rooms {
         self.counts.leaves()
     }
 
+    /// Counts of some positions.
+    pub fn counts_of(&self, nodes: Range<u32>) -> impl Iterator<Item = (NodePos, Count)> {
+        let mut focus = self.counts.focus();
+        nodes.map(move |pos| {
+            let count = focus.get(pos as usize).expect("a position of the index");
+            (NodePos(pos), *count)
+        })
+    }
+
     /// Rooms, in runs, by position.
     pub fn rooms(&self) -> impl Iterator<Item = &[Room]> {
         self.rooms.leaves()
@@ -143,29 +172,23 @@ impl Rooms {
         self.evictable[pos.0 as usize]
     }
 
-    /// Replaces one node's room, as a draft does.
-    pub fn set_room(&mut self, pos: NodePos, room: Room) {
-        self.counts[pos.0 as usize].free = room.free.count() as u8;
-        self.rooms[pos.0 as usize] = room;
-    }
-
-    /// Replaces what evictions on one node would give, as a draft does.
-    pub fn set_evictable(&mut self, pos: NodePos, evictable: Evictable) {
-        self.counts[pos.0 as usize].evictable = evictable.gpus.count() as u8;
-        self.evictable[pos.0 as usize] = evictable;
-    }
-
     /// Brings one node's rows up to date with the state.
     pub(crate) fn refresh(&mut self, pos: NodePos, cluster: &Cluster, node: &Node) {
         let schedulable = node.schedulable();
         let sick = node.mask(|slot| !slot.healthy).count() as u8;
-        self.counts[pos.0 as usize] = Count { free: 0, evictable: 0, sick, schedulable };
         let (room, evictable) = match schedulable {
             true => (room_of(cluster, node), evictable_on(cluster, node)),
             false => Default::default(),
         };
-        self.set_room(pos, room);
-        self.set_evictable(pos, evictable);
+        let count = Count {
+            sick,
+            schedulable,
+            evictable: evictable.gpus.count() as u8,
+            ..Count::default()
+        };
+        self.counts[pos.0 as usize] = count.of_room(room);
+        self.rooms[pos.0 as usize] = room;
+        self.evictable[pos.0 as usize] = evictable;
     }
 }
 

@@ -16,7 +16,7 @@ pub(crate) fn allocate(draft: &mut Draft<'_>, ask: &Ask) -> Option<Placement> {
     let on = fit::spread(draft, slots, domain, ask.workers.into());
     let mut places = Vec::with_capacity(ask.workers as usize);
     for (pos, workers) in on {
-        let free = draft.rooms().room(pos).free;
+        let free = draft.room(pos).free;
         let gpus = free.lowest(workers * ask.claim.gpus).expect("slots were counted on free GPUs");
         places.extend(fit::shares(draft.rooms().node(pos), gpus, &ask.claim));
         draft.take_free(pos, gpus, &ask.claim, workers);

@@ -12,10 +12,13 @@ use std::{
 use rowen_state::{Decision, Filler, FillerId, FillerState, Place};
 use rowen_topology::{Level, NodePos};
 
-use crate::{Cycle, MAX_DECISIONS, demand::Claim, draft::Draft, reason, slots::Pool};
+use crate::{Cycle, MAX_DECISIONS, demand::Claim, draft::Draft, fit, reason, slots::Pool};
 
 /// Starts instances on the draft, and says of each filler why it has no more.
 pub(crate) fn fill(cycle: &mut Cycle<'_>) {
+    if cycle.view.fillers().is_empty() {
+        return;
+    }
     let mut filling = Filling::new(cycle);
     let mut order: Vec<&Filler> =
         cycle.view.fillers().values().filter(|filler| starts(cycle, filler)).collect();
@@ -35,7 +38,7 @@ fn starts(cycle: &Cycle<'_>, filler: &Filler) -> bool {
 }
 
 struct Filling {
-    /// Free GPUs of each node's block before anything was filled.
+    /// Free GPUs of each block before anything was filled.
     block_free: Vec<u32>,
     /// Instances with those of this plan.
     instances: BTreeMap<FillerId, u32>,
@@ -45,8 +48,7 @@ struct Filling {
 
 impl Filling {
     fn new(cycle: &Cycle<'_>) -> Filling {
-        let index = cycle.draft.index();
-        let blocks = cycle.draft.positions().map(|pos| index.domain_of(pos, Level::Block));
+        let blocks = fit::domains(cycle.draft.index(), Level::Block);
         let fillers = cycle.view.fillers().iter();
         Filling {
             block_free: blocks.map(|block| cycle.draft.free_in(block)).collect(),
@@ -67,7 +69,7 @@ impl Filling {
                 if *instances >= most || cycle.decisions.len() >= MAX_DECISIONS {
                     return;
                 }
-                let gpus = cycle.draft.rooms().room(pos).free.lowest(claim.gpus);
+                let gpus = cycle.draft.room(pos).free.lowest(claim.gpus);
                 let gpus = gpus.expect("slots were counted on free GPUs");
                 let place = Place { node: cycle.draft.rooms().node(pos), gpus };
                 cycle.draft.take_free(pos, gpus, &claim, 1);
@@ -110,13 +112,15 @@ impl Filling {
 /// Nodes that hold an instance, and how many: the fullest first. One that got an instance is the
 /// fullest still, so each is filled up before the next.
 fn candidates(draft: &mut Draft<'_>, claim: &Claim, block_free: &[u32]) -> Vec<(NodePos, u32)> {
+    let index = draft.index();
     let slots = draft.slots(claim, Pool::Free).nodes().iter().zip(0u32..);
     let mut nodes: Vec<(NodePos, u32)> = slots
         .filter(|(slots, _)| **slots > 0)
         .map(|(slots, pos)| (NodePos(pos), u32::from(*slots)))
         .collect();
     nodes.sort_by_cached_key(|(pos, _)| {
-        (draft.rooms().count(*pos).free, block_free[pos.0 as usize], *pos)
+        let block = index.domain_of(*pos, Level::Block).ordinal;
+        (draft.free_at(*pos), block_free[block as usize], *pos)
     });
     nodes
 }

@@ -17,7 +17,7 @@ use crate::{
     demand::{Ask, Claim},
     draft::Draft,
     fit::{self, Placement},
-    floors::Floors,
+    floors::{Floor, Floors},
     node::{Offer, Tenant},
     slots::{Pool, Slots},
 };
@@ -32,11 +32,18 @@ const WIDER_MS: u128 = 60_000;
 pub(crate) fn preempt(draft: &mut Draft<'_>, ask: &Ask) -> Option<Placement> {
     draft.slots(&ask.claim, Pool::Evicted);
     draft.slots(&ask.claim, Pool::Free);
-    let (_, domain, choice) = Search::new(draft, ask).best()?;
+    let Best { domain, choice, .. } = Search::new(draft, ask).best()?;
     carry_out(draft, ask, domain, &choice)
 }
 
-/// The search for the cheapest domain.
+/// The cheapest domain so far, and who leaves there.
+struct Best {
+    micros: u128,
+    domain: DomainId,
+    choice: Choice,
+}
+
+/// The search for it.
 struct Search<'d, 'a> {
     draft: &'d Draft<'a>,
     ask: &'d Ask,
@@ -51,50 +58,64 @@ impl<'d, 'a> Search<'d, 'a> {
         Search { draft, ask, slots, floors: draft.floors() }
     }
 
-    /// Cost, domain and victims.
-    fn best(&self) -> Option<(u128, DomainId, Choice)> {
-        let mut best: Option<(u128, DomainId, Choice)> = None;
+    fn best(&self) -> Option<Best> {
+        let mut best: Option<Best> = None;
         for (wider, level) in (0u128..).zip(self.ask.levels()) {
             let span_micros = delay_micros(self.ask, wider * WIDER_MS);
-            let costs_more = |best: &Option<(u128, DomainId, Choice)>, least_micros: u128| {
+            let dearer = |best: &Option<Best>, least_micros: u128| {
                 best.as_ref()
-                    .is_some_and(|(micros, ..)| *micros <= span_micros.saturating_add(least_micros))
+                    .is_some_and(|best| best.micros <= span_micros.saturating_add(least_micros))
             };
-            if costs_more(&best, 0) {
-                break; // every domain from here on
+            if dearer(&best, 0) {
+                break; // and so is every domain from here on
             }
-            for (least_micros, domain) in self.by_least_micros(level) {
-                if costs_more(&best, least_micros) {
-                    break; // and so does every later one of this level
+            let mut bounds = self.least_micros_of(level);
+            let Some(first) = bounds.iter().copied().min() else { continue };
+            if dearer(&best, first.0) {
+                continue;
+            }
+            // Mostly the one with the lowest bound is the best, and its cost rules out all others:
+            // only those that it does not are put in order.
+            self.look_at(first.1, span_micros, &mut best);
+            bounds.retain(|bound| *bound != first && !dearer(&best, bound.0));
+            bounds.sort_unstable();
+            for (least_micros, domain) in bounds {
+                if dearer(&best, least_micros) {
+                    break;
                 }
-                let Some(choice) = choose(self, domain) else { continue };
-                let micros = span_micros
-                    + choice.loss_micros
-                    + delay_micros(self.ask, choice.notice_ms(self.draft).into());
-                if best.as_ref().is_none_or(|(least, ..)| micros < *least) {
-                    best = Some((micros, domain, choice));
-                }
+                self.look_at(domain, span_micros, &mut best);
             }
         }
         best
     }
 
-    /// The domains of a level that hold the gang, each with what it costs there at least; cheapest
-    /// first. A search from the front is over at the first that may not be cheaper than the best.
-    fn by_least_micros(&self, level: Level) -> Vec<(u128, DomainId)> {
-        let holds = |domain: &DomainId| self.slots.within(*domain) >= self.ask.workers.into();
-        let domains = fit::domains(self.draft.index(), level).filter(holds);
-        let mut domains: Vec<_> =
-            domains.map(|domain| (self.least_micros(domain), domain)).collect();
-        domains.sort_unstable();
-        domains
+    fn look_at(&self, domain: DomainId, span_micros: u128, best: &mut Option<Best>) {
+        let Some(choice) = choose(self, domain) else { return };
+        let delay_micros = delay_micros(self.ask, choice.notice_ms(self.draft).into());
+        let micros = span_micros + choice.loss_micros + delay_micros;
+        if best.as_ref().is_none_or(|best| micros < best.micros) {
+            *best = Some(Best { micros, domain, choice });
+        }
+    }
+
+    /// The domains of a level that hold the gang, each with what it costs there at least.
+    fn least_micros_of(&self, level: Level) -> Vec<(u128, DomainId)> {
+        let row = self.slots.of_level(level);
+        if row.least(self.ask.workers).is_none() {
+            return Vec::new();
+        }
+        let floors = self.floors.of_level(self.draft.index(), self.slots, level);
+        fit::domains(self.draft.index(), level)
+            .zip(floors)
+            .filter(|(domain, _)| row.at(domain.ordinal) >= self.ask.workers)
+            .map(|(domain, floor)| (self.least_micros(domain, floor), domain))
+            .collect()
     }
 
     /// GPUs that are not free must be freed, at no less than the least loss a GPU, and after no
     /// less than the shortest notice, of all fillers there.
-    fn least_micros(&self, domain: DomainId) -> u128 {
+    fn least_micros(&self, domain: DomainId, floor: Floor) -> u128 {
         let missing = self.ask.gpus().saturating_sub(self.draft.free_in(domain).into());
-        let floor = self.floors.within(domain);
         u128::from(missing)
             .saturating_mul(floor.loss_a_gpu.into())
             .saturating_add(delay_micros(self.ask, floor.notice_ms.into()))
@@ -103,7 +124,11 @@ impl<'d, 'a> Search<'d, 'a> {
 
 /// What it costs to keep a whole gang waiting.
 fn delay_micros(ask: &Ask, ms: u128) -> u128 {
-    u128::from(ask.gpus()) * GANG_HOUR_MICROS * ms / HOUR_MS
+    let hourly_micros = u128::from(ask.gpus()) * GANG_HOUR_MICROS;
+    match u64::try_from(hourly_micros.saturating_mul(ms)) {
+        Ok(product) => (product / HOUR_MS as u64).into(), // a division by a constant
+        Err(_) => hourly_micros * ms / HOUR_MS,
+    }
 }
 
 /// Tries the choice on the draft; all or nothing.
@@ -189,7 +214,7 @@ fn choose(search: &Search<'_, '_>, domain: DomainId) -> Option<Choice> {
 impl Search<'_, '_> {
     /// What a node's first worker costs at least; further ones cost no less each.
     fn floor_bid(&self, pos: NodePos, free: &Slots) -> Bid {
-        let have = draft_free(self.draft, pos);
+        let have = self.draft.free_at(pos);
         let lacks = self.ask.claim.gpus.saturating_sub(have);
         let micros = match free.at(pos) {
             0 => u128::from(lacks) * u128::from(self.floors.at(pos).loss_a_gpu),
@@ -197,10 +222,6 @@ impl Search<'_, '_> {
         };
         Bid { micros, more: 1, pos, offer: None }
     }
-}
-
-fn draft_free(draft: &Draft<'_>, pos: NodePos) -> u32 {
-    draft.rooms().count(pos).free.into()
 }
 
 /// The offer of a node that costs least for each worker it adds.
