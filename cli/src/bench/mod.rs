@@ -5,6 +5,7 @@ mod commit;
 mod etcd;
 mod failover;
 pub(crate) mod figures;
+mod placement;
 mod submit;
 
 use std::path::{Path, PathBuf};
@@ -30,6 +31,8 @@ enum What {
     /// The leader, or all replicas at once, killed under load: how long until work goes on, and
     /// whether anything acknowledged was lost.
     Failover(failover::Args),
+    /// How long the planner takes for a decision, from 1,024 to 131,072 GPUs.
+    Placement(placement::Args),
 }
 
 /// What every measurement takes.
@@ -58,6 +61,7 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode> {
         What::Failover(args) => {
             report(&args.common, async |at| failover::measure(&args, at).await).await
         }
+        What::Placement(args) => report(&args.common, async |_| placement::measure(&args)).await,
     }
 }
 
