@@ -2,10 +2,12 @@
 
 mod bounds;
 mod commit;
+mod cpu;
 mod etcd;
 mod failover;
 pub(crate) mod figures;
 mod submit;
+mod wire;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
