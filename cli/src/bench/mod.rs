@@ -2,11 +2,13 @@
 
 mod bounds;
 mod commit;
+mod cpu;
 mod etcd;
 mod failover;
 pub(crate) mod figures;
 mod placement;
 mod submit;
+mod wire;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;

@@ -65,6 +65,12 @@ impl Group {
         self.replicas.iter().map(|replica| replica.addr.to_string()).collect()
     }
 
+    /// The process ids of those that live, by replica.
+    pub(crate) fn pids(&self) -> Vec<(usize, u32)> {
+        let processes = self.replicas.iter().map(|replica| replica.process.as_ref());
+        processes.enumerate().filter_map(|(at, process)| Some((at, process?.pid()))).collect()
+    }
+
     /// A plain client of one replica.
     pub(crate) fn rpc(&self, at: usize) -> Rpc {
         Rpc::connect(&self.replicas[at].addr.to_string())
