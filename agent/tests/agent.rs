@@ -398,7 +398,7 @@ async fn goes_where_the_leader_is_and_refuses_older_ones() {
     let (leader, _) = follower.attached().await;
     let refused = |leader: &str, r#final| {
         let leader = leader.to_string();
-        Kind::Refused(v1::Refused { why: "no".to_string(), leader, r#final })
+        Kind::Refused(v1::Refused { why: "no".to_string(), leader, r#final, retry_after_ms: 0 })
     };
     leader.say(refused(&server.addr, false)).await;
     let (leader, _) = server.attached().await;

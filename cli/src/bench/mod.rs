@@ -5,6 +5,7 @@ mod commit;
 mod etcd;
 mod failover;
 pub(crate) mod figures;
+mod jobs;
 mod submit;
 
 use std::path::{Path, PathBuf};
@@ -30,6 +31,9 @@ enum What {
     /// The leader, or all replicas at once, killed under load: how long until work goes on, and
     /// whether anything acknowledged was lost.
     Failover(failover::Args),
+    /// Jobs submitted, placed and running a second, with 1,000 simulated agents; then the leader is
+    /// killed under them.
+    Jobs(jobs::Args),
 }
 
 /// What every measurement takes.
@@ -58,6 +62,7 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode> {
         What::Failover(args) => {
             report(&args.common, async |at| failover::measure(&args, at).await).await
         }
+        What::Jobs(args) => report(&args.common, async |at| jobs::measure(&args, at).await).await,
     }
 }
 

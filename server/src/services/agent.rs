@@ -236,7 +236,7 @@ fn not_leading(server: &Server) -> v1::Refused {
     v1::Refused {
         why: "this replica does not lead".into(),
         leader: leader.map(|leader| leader.addr).unwrap_or_default(),
-        r#final: false,
+        ..Default::default()
     }
 }
 
@@ -245,12 +245,12 @@ fn come_again(server: &Server) -> server_message::Kind {
     let leads = server.replica.leadership().borrow().ready;
     server_message::Kind::Refused(if leads {
         let why = "say hello again".into();
-        v1::Refused { why, leader: server.config.address(), r#final: false }
+        v1::Refused { why, leader: server.config.address(), ..Default::default() }
     } else {
         not_leading(server)
     })
 }
 
 fn refused(why: String, r#final: bool) -> v1::Refused {
-    v1::Refused { why, leader: String::new(), r#final }
+    v1::Refused { why, r#final, ..Default::default() }
 }

@@ -1,0 +1,176 @@
+//! Clients that submit one-GPU jobs without a break, several requests under way on each connection.
+//!
+//! Each request keeps its id through all its retries. A client waits for room in the journal before
+//! it submits: what is under way is bounded, so a run can go on for ever.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+use rowen_api::v1::job_service_client::JobServiceClient;
+use rowen_api::v1::{JobSpec, RequestId, Resources, SubmitJobRequest};
+use tonic::Status;
+use tonic::transport::{Channel, Endpoint};
+
+use super::journal::{self, Journal};
+use crate::client::may_pass;
+
+/// Requests of one client that are under way; the state remembers the answers of 64.
+const UNDER_WAY: u32 = 16;
+/// A request that has no answer for so long has met a bug.
+const GIVE_UP: Duration = Duration::from_secs(60);
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// The running clients.
+pub(super) struct Load {
+    shared: Arc<Shared>,
+    tasks: Vec<tokio::task::JoinHandle<Result<()>>>,
+}
+
+struct Shared {
+    journal: Arc<Journal>,
+    stop: AtomicBool,
+    /// Between two jobs of one request's place, in microseconds.
+    pause_us: AtomicU64,
+}
+
+impl Load {
+    pub(super) async fn start(
+        addrs: &[String],
+        clients: u32,
+        journal: &Arc<Journal>,
+    ) -> Result<Load> {
+        let shared = Arc::new(Shared {
+            journal: journal.clone(),
+            stop: AtomicBool::new(false),
+            pause_us: AtomicU64::new(0),
+        });
+        let unique = crate::demo::boottime_ns();
+        let mut tasks = Vec::new();
+        for number in 0..clients {
+            let client = Arc::new(Client {
+                line: Line::new(addrs)?,
+                id: format!("bench-{unique}-{number}"),
+                seq: AtomicU64::new(0),
+                shared: shared.clone(),
+            });
+            // A client that is not known yet begins with its first request, alone.
+            client.submit().await?;
+            tasks.extend((0..UNDER_WAY).map(|_| tokio::spawn(client.clone().run())));
+        }
+        Ok(Load { shared, tasks })
+    }
+
+    /// About so many jobs a second from now on, at most.
+    pub(super) fn slow_down(&self, per_s: u64) {
+        let places = self.tasks.len() as u64;
+        self.shared.pause_us.store(places * 1_000_000 / per_s.max(1), Ordering::Relaxed);
+    }
+
+    pub(super) async fn stop(self) -> Result<()> {
+        self.shared.stop.store(true, Ordering::Relaxed);
+        for task in self.tasks {
+            task.await??;
+        }
+        Ok(())
+    }
+}
+
+struct Client {
+    line: Line,
+    id: String,
+    seq: AtomicU64,
+    shared: Arc<Shared>,
+}
+
+impl Client {
+    async fn run(self: Arc<Self>) -> Result<()> {
+        while !self.shared.stop.load(Ordering::Relaxed) {
+            self.submit().await?;
+            match self.shared.pause_us.load(Ordering::Relaxed) {
+                0 => {}
+                pause_us => tokio::time::sleep(Duration::from_micros(pause_us)).await,
+            }
+        }
+        Ok(())
+    }
+
+    /// One job, under one request id until it is acknowledged.
+    async fn submit(&self) -> Result<()> {
+        let journal = &self.shared.journal;
+        // Given back when the job is over.
+        journal.room.acquire().await?.forget();
+        let number = journal.submits();
+        let seq = self.seq.fetch_add(1, Ordering::Relaxed) + 1;
+        let request = SubmitJobRequest {
+            request: Some(RequestId { client: self.id.clone(), seq }),
+            spec: Some(spec(number)),
+        };
+        let begun = Instant::now();
+        loop {
+            let (turn, channel) = self.line.channel();
+            match JobServiceClient::new(channel).submit_job(request.clone()).await {
+                Ok(answer) => {
+                    journal.acknowledged(number, answer.into_inner().id);
+                    return Ok(());
+                }
+                Err(status) if begun.elapsed() > GIVE_UP || !may_pass(&status) => {
+                    bail!("{} was not acknowledged: {}", journal::name(number), status.message())
+                }
+                Err(status) => self.line.turn_away(turn, &status),
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+}
+
+/// A job that asks for little and says little.
+fn spec(number: usize) -> JobSpec {
+    JobSpec {
+        name: journal::name(number),
+        priority: 50,
+        workers: 1,
+        resources: Some(Resources { gpus: 1, ..Default::default() }),
+        command: vec!["/bin/true".into()],
+        ..Default::default()
+    }
+}
+
+/// A connection that all requests of a client share, to whichever replica leads.
+struct Line {
+    addrs: Vec<String>,
+    now: Mutex<(u64, Channel)>,
+}
+
+impl Line {
+    fn new(addrs: &[String]) -> Result<Line> {
+        Ok(Line { addrs: addrs.to_vec(), now: Mutex::new((0, connect(&addrs[0])?)) })
+    }
+
+    fn channel(&self) -> (u64, Channel) {
+        self.lock().clone()
+    }
+
+    /// To the leader that is named, else to the next replica; once for all requests that met it.
+    fn turn_away(&self, turn: u64, status: &Status) {
+        let mut now = self.lock();
+        if now.0 != turn {
+            return;
+        }
+        let next = &self.addrs[(turn + 1) as usize % self.addrs.len()];
+        let leader = status.metadata().get("rowen-leader").and_then(|addr| addr.to_str().ok());
+        if let Ok(channel) = connect(leader.unwrap_or(next)) {
+            *now = (turn + 1, channel);
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, (u64, Channel)> {
+        self.now.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn connect(addr: &str) -> Result<Channel> {
+    let endpoint = Endpoint::from_shared(format!("http://{addr}"))?;
+    Ok(endpoint.connect_timeout(Duration::from_secs(1)).tcp_nodelay(true).connect_lazy())
+}
