@@ -38,6 +38,11 @@ impl Principal {
     pub(crate) fn own(name: &str) -> Self {
         Principal { name: name.into(), role: Role::Replica }
     }
+
+    /// The agent of a node.
+    pub(crate) fn agent(node: &str) -> Self {
+        Principal { name: format!("agent/{node}"), role: Role::Agent }
+    }
 }
 
 /// Service and RPC, and the role it needs.

@@ -170,9 +170,12 @@ impl Term {
     fn changed(&mut self, pending: Pending) {
         let view = self.server.view();
         self.replan |= pending.replan;
-        for Effect::Push(node) in pending.effects {
-            push(&self.server, &view, node, self.fence);
-        }
+        push(
+            &self.server,
+            &view,
+            pending.effects.iter().map(|Effect::Push(node)| *node),
+            self.fence,
+        );
     }
 
     /// One plan is in flight at a time; it is made on its own thread.
@@ -281,11 +284,18 @@ async fn finished(planning: &mut Option<JoinHandle<()>>) {
     }
 }
 
-/// Sends a node its whole desired state, if its agent is attached here.
+/// Sends nodes their whole desired state, those whose agents are attached here.
 /// `fence` is the term in which this replica leads: one that it has only heard of must not
 /// stand on a view that may be older than that term's.
-pub(crate) fn push(server: &Server, view: &Cluster, node: NodeId, fence: u64) {
+pub(crate) fn push(
+    server: &Server,
+    view: &Cluster,
+    nodes: impl IntoIterator<Item = NodeId>,
+    fence: u64,
+) {
     let now_ms = server.clock.now_ms().unwrap_or(view.now_ms());
-    let desired = convert::desired(view, node, fence, now_ms);
-    server.sessions.send(node, server_message::Kind::Desired(desired));
+    let mut wishes = convert::Wishes::new(view, fence, now_ms);
+    for node in nodes {
+        server.sessions.send(node, server_message::Kind::Desired(wishes.of(node)));
+    }
 }
