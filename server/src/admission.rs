@@ -14,7 +14,7 @@ const BURST: u64 = 64;
 /// An agent may be so late for its moment; later it asks like any other.
 const LATE_US: u64 = 10_000_000;
 /// However small the fabric is.
-const LEAST_PER_S: u64 = 500;
+const LEAST_PER_S: u64 = 1_000;
 
 /// Hellos a second that let every agent of `nodes` be back in a quarter of its node lease: from the
 /// rest of it come the election and what the lease had left when the old leader fell silent.
@@ -135,7 +135,7 @@ mod tests {
 
     #[test]
     fn the_rate_grows_with_the_fabric() {
-        assert_eq!(enough_per_s(1_000, 10_000), 500);
+        assert_eq!(enough_per_s(1_000, 10_000), 1_000);
         assert_eq!(enough_per_s(16_384, 10_000), 6_554);
         assert_eq!(enough_per_s(16_384, 0), 65_536_000);
     }

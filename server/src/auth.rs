@@ -68,6 +68,7 @@ const RULES: &[(&str, &str, Role)] = &[
     ("rowen.v1.JobService", "ReadLogs", Role::Operator),
     ("rowen.v1.JobService", "RequeueJob", Role::Operator),
     ("rowen.v1.JobService", "SubmitJob", Role::Operator),
+    ("rowen.v1.JobService", "SubmitJobs", Role::Operator),
     ("rowen.v1.JobService", "WatchJob", Role::Operator),
     ("rowen.v1.JobService", "WhyJob", Role::Operator),
     ("rowen.v1.NodeService", "CordonNode", Role::Operator),

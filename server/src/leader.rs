@@ -23,6 +23,7 @@ use crate::{
     machine::Pending,
     members,
     server::{Done, Server},
+    told::Told,
 };
 
 /// A quorum is asked to confirm the leadership, for a heartbeat or a hello.
@@ -99,6 +100,7 @@ struct Term {
     replan: bool,
     ticking: Option<JoinHandle<()>>,
     ticked: Instant,
+    told: Told,
 }
 
 type Leadership = tokio::sync::watch::Receiver<rowen_raft::Leadership>;
@@ -124,6 +126,7 @@ impl Term {
             replan: true,
             ticking: None,
             ticked: now,
+            told: Told::default(),
         }
     }
 
@@ -170,12 +173,9 @@ impl Term {
     fn changed(&mut self, pending: Pending) {
         let view = self.server.view();
         self.replan |= pending.replan;
-        push(
-            &self.server,
-            &view,
-            pending.effects.iter().map(|Effect::Push(node)| *node),
-            self.fence,
-        );
+        let changed = pending.effects.into_iter().map(|Effect::Push(node)| node);
+        let news = self.told.news(&view, changed);
+        push(&self.server, &view, news, self.fence);
     }
 
     /// One plan is in flight at a time; it is made on its own thread.
@@ -230,6 +230,7 @@ impl Term {
     /// What time alone brings: silent nodes, ticks.
     fn beat(&mut self) {
         let view = self.server.view();
+        push(&self.server, &view, self.told.rest(), self.fence);
         for command in self.watch.due(&view, boot_ms()) {
             self.propose(command);
         }

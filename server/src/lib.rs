@@ -23,6 +23,7 @@ mod serve;
 mod server;
 mod services;
 mod setup;
+mod told;
 
 pub use auth::{Principal, Role, rule};
 pub use config::{Config, Timing};

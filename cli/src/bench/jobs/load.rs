@@ -1,4 +1,5 @@
-//! Clients that submit one-GPU jobs without a break, several requests under way on each connection.
+//! Clients that submit one-GPU jobs without a break, several requests under way on each connection,
+//! each with one job or with several.
 //!
 //! Each request keeps its id through all its retries. A client waits for room in the journal before
 //! it submits: what is under way is bounded, so a run can go on for ever.
@@ -9,14 +10,18 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 use rowen_api::v1::job_service_client::JobServiceClient;
-use rowen_api::v1::{JobSpec, RequestId, Resources, SubmitJobRequest};
-use tonic::Status;
+use rowen_api::v1::{
+    JobSpec, RequestId, Resources, SubmitJobRequest, SubmitJobResponse, SubmitJobResult,
+    SubmitJobsRequest,
+};
 use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Status};
 
 use super::journal::{self, Journal};
 use crate::client::may_pass;
 
-/// Requests of one client that are under way; the state remembers the answers of 64.
+/// Jobs of one client that are under way, in one request or in several; the state remembers the
+/// answers of 64.
 const UNDER_WAY: u32 = 16;
 /// A request that has no answer for so long has met a bug.
 const GIVE_UP: Duration = Duration::from_secs(60);
@@ -25,6 +30,7 @@ const PAUSE: Duration = Duration::from_millis(20);
 /// The running clients.
 pub(super) struct Load {
     shared: Arc<Shared>,
+    batch: u32,
     tasks: Vec<tokio::task::JoinHandle<Result<()>>>,
 }
 
@@ -38,7 +44,7 @@ struct Shared {
 impl Load {
     pub(super) async fn start(
         addrs: &[String],
-        clients: u32,
+        (clients, batch): (u32, u32),
         journal: &Arc<Journal>,
     ) -> Result<Load> {
         let shared = Arc::new(Shared {
@@ -52,20 +58,23 @@ impl Load {
             let client = Arc::new(Client {
                 line: Line::new(addrs)?,
                 id: format!("bench-{unique}-{number}"),
+                batch,
                 seq: AtomicU64::new(0),
                 shared: shared.clone(),
             });
-            // A client that is not known yet begins with its first request, alone.
+            // A client that is not known yet begins with its first jobs, alone.
             client.submit().await?;
-            tasks.extend((0..UNDER_WAY).map(|_| tokio::spawn(client.clone().run())));
+            tasks.extend(
+                (0..(UNDER_WAY / batch).max(1)).map(|_| tokio::spawn(client.clone().run())),
+            );
         }
-        Ok(Load { shared, tasks })
+        Ok(Load { shared, batch, tasks })
     }
 
     /// About so many jobs a second from now on, at most.
     pub(super) fn slow_down(&self, per_s: u64) {
-        let places = self.tasks.len() as u64;
-        self.shared.pause_us.store(places * 1_000_000 / per_s.max(1), Ordering::Relaxed);
+        let jobs = self.tasks.len() as u64 * u64::from(self.batch);
+        self.shared.pause_us.store(jobs * 1_000_000 / per_s.max(1), Ordering::Relaxed);
     }
 
     pub(super) async fn stop(self) -> Result<()> {
@@ -80,6 +89,8 @@ impl Load {
 struct Client {
     line: Line,
     id: String,
+    /// Jobs of one request.
+    batch: u32,
     seq: AtomicU64,
     shared: Arc<Shared>,
 }
@@ -96,33 +107,62 @@ impl Client {
         Ok(())
     }
 
-    /// One job, under one request id until it is acknowledged.
+    /// One request's jobs, each under one request id until it is acknowledged.
     async fn submit(&self) -> Result<()> {
         let journal = &self.shared.journal;
-        // Given back when the job is over.
-        journal.room.acquire().await?.forget();
-        let number = journal.submits();
-        let seq = self.seq.fetch_add(1, Ordering::Relaxed) + 1;
-        let request = SubmitJobRequest {
-            request: Some(RequestId { client: self.id.clone(), seq }),
-            spec: Some(spec(number)),
-        };
+        // Given back when the jobs are over.
+        journal.room.acquire_many(self.batch).await?.forget();
+        let mut jobs: Vec<Sent> = (0..self.batch).map(|_| self.job(journal.submits())).collect();
         let begun = Instant::now();
         loop {
             let (turn, channel) = self.line.channel();
-            match JobServiceClient::new(channel).submit_job(request.clone()).await {
-                Ok(answer) => {
-                    journal.acknowledged(number, answer.into_inner().id);
-                    return Ok(());
-                }
+            match send(channel, &jobs).await {
+                Ok(results) => jobs = self.taken(jobs, results)?,
                 Err(status) if begun.elapsed() > GIVE_UP || !may_pass(&status) => {
-                    bail!("{} was not acknowledged: {}", journal::name(number), status.message())
+                    let name = journal::name(jobs[0].0);
+                    bail!("{name} was not acknowledged: {}", status.message())
                 }
                 Err(status) => self.line.turn_away(turn, &status),
+            }
+            if jobs.is_empty() {
+                return Ok(());
             }
             tokio::time::sleep(PAUSE).await;
         }
     }
+
+    fn job(&self, number: usize) -> Sent {
+        let seq = self.seq.fetch_add(1, Ordering::Relaxed) + 1;
+        let request = Some(RequestId { client: self.id.clone(), seq });
+        (number, SubmitJobRequest { request, spec: Some(spec(number)) })
+    }
+
+    /// The jobs that must be sent again.
+    fn taken(&self, jobs: Vec<Sent>, results: Vec<SubmitJobResult>) -> Result<Vec<Sent>> {
+        let mut again = Vec::new();
+        for ((number, request), result) in jobs.into_iter().zip(results) {
+            match Code::from_i32(result.code) {
+                Code::Ok => self.shared.journal.acknowledged(number, result.id),
+                Code::Unavailable => again.push((number, request)),
+                _ => bail!("{} was refused: {}", journal::name(number), result.why),
+            }
+        }
+        Ok(again)
+    }
+}
+
+/// A job's number, and what asks for it.
+type Sent = (usize, SubmitJobRequest);
+
+/// One job goes as `rowen submit` sends it.
+async fn send(channel: Channel, jobs: &[Sent]) -> Result<Vec<SubmitJobResult>, Status> {
+    let mut client = JobServiceClient::new(channel);
+    if let [(_, job)] = jobs {
+        let SubmitJobResponse { id, index } = client.submit_job(job.clone()).await?.into_inner();
+        return Ok(vec![SubmitJobResult { id, index, ..Default::default() }]);
+    }
+    let jobs = jobs.iter().map(|(_, job)| job.clone()).collect();
+    Ok(client.submit_jobs(SubmitJobsRequest { jobs }).await?.into_inner().jobs)
 }
 
 /// A job that asks for little and says little.
