@@ -68,12 +68,20 @@ pub(crate) struct Args {
     pub(super) common: super::Common,
 }
 
+impl Args {
+    /// Jobs that may be under way; fewer than one request brings would be none at all.
+    fn room(&self) -> usize {
+        let largest = self.batch.iter().copied().max().unwrap_or(1);
+        self.in_flight.unwrap_or(self.agents * 4).max(largest) as usize
+    }
+}
+
 pub(super) async fn measure(args: &Args, folder: &Path) -> Result<Report> {
     let mut group = Group::start(&folder.join("cluster"), 3, TIMING).await?;
     let fabric = fabric::of_size(args.agents, 8)?;
     let leader = group.leader().await?;
     group.rpc(leader).set_fabric(fabric.clone()).await?;
-    let journal = Arc::new(Journal::new(args.in_flight.unwrap_or(args.agents * 4) as usize));
+    let journal = Arc::new(Journal::new(args.room()));
     let setting = Setting { servers: group.addrs(), journal: journal.clone(), run_ms: args.run_ms };
     let agents = Agents::start(&fabric.nodes, &setting);
     let count = fabric.nodes.len();

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail};
+use anyhow::{Result, bail, ensure};
 use rowen_api::v1::job_service_client::JobServiceClient;
 use rowen_api::v1::{
     JobSpec, RequestId, Resources, SubmitJobRequest, SubmitJobResponse, SubmitJobResult,
@@ -124,9 +124,8 @@ impl Client {
                 }
                 Err(status) => self.line.turn_away(turn, &status),
             }
-            if jobs.is_empty() {
-                return Ok(());
-            }
+            let Some((first, _)) = jobs.first() else { return Ok(()) };
+            ensure!(begun.elapsed() < GIVE_UP, "{} was not acknowledged", journal::name(*first));
             tokio::time::sleep(PAUSE).await;
         }
     }
