@@ -418,6 +418,21 @@ async fn goes_where_the_leader_is_and_refuses_older_ones() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn comes_again_when_the_leader_has_time() {
+    let mut server = Server::start().await;
+    let _agent = Agent::start(&server);
+    let (leader, first) = server.attached().await;
+    let asked = Instant::now();
+    leader.say(Kind::Refused(v1::Refused { retry_after_ms: 800, ..Default::default() })).await;
+    let (leader, again) = server.welcomed().await;
+    let waited = asked.elapsed().as_millis();
+    assert!(waited >= 800, "it came after {waited} ms: that moment was not its own yet");
+    assert!(again.said_ms > first.said_ms, "what it says is of now");
+    drop(leader);
+    server.welcomed().await; // a stream that ends is opened again, without such a pause
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_instance_is_ready_when_its_probe_passes() {
     let mut server = Server::start().await;
     let _agent = Agent::start(&server);
