@@ -62,7 +62,8 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> anyhow::
     let drop_link = Arc::new(Notify::new());
     let mut shell = Shell::open(config, news_in, ready_in, drop_link.clone()).await?;
     let servers = shell.config.servers.clone();
-    let link = stream::run(servers, links_in, drop_link);
+    let node = shell.config.node.clone();
+    let link = stream::run(&node, servers, links_in, drop_link);
     tokio::pin!(link);
     tokio::pin!(shutdown);
     loop {

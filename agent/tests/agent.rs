@@ -497,7 +497,7 @@ async fn goes_where_the_leader_is_and_refuses_older_ones() {
     let (leader, _) = follower.attached().await;
     let refused = |leader: &str, r#final| {
         let leader = leader.to_string();
-        Kind::Refused(v1::Refused { why: "no".to_string(), leader, r#final })
+        Kind::Refused(v1::Refused { why: "no".to_string(), leader, r#final, retry_after_ms: 0 })
     };
     leader.say(refused(&server.addr, false)).await;
     let (leader, _) = server.attached().await;
@@ -514,6 +514,21 @@ async fn goes_where_the_leader_is_and_refuses_older_ones() {
     let (_stop, run) = agent.running.take().unwrap();
     let end = timeout(LIMIT, run).await.unwrap().unwrap().unwrap_err();
     assert!(end.to_string().contains("refused this node: no"), "{end}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn comes_again_when_the_leader_has_time() {
+    let mut server = Server::start().await;
+    let _agent = Agent::start(&server);
+    let (leader, first) = server.attached().await;
+    let asked = Instant::now();
+    leader.say(Kind::Refused(v1::Refused { retry_after_ms: 800, ..Default::default() })).await;
+    let (leader, again) = server.welcomed().await;
+    let waited = asked.elapsed().as_millis();
+    assert!(waited >= 800, "it came after {waited} ms: that moment was not its own yet");
+    assert!(again.said_ms > first.said_ms, "what it says is of now");
+    drop(leader);
+    server.welcomed().await; // a stream that ends is opened again, without such a pause
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

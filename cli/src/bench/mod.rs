@@ -7,6 +7,7 @@ mod etcd;
 mod failover;
 pub(crate) mod figures;
 mod placement;
+mod jobs;
 mod submit;
 mod wire;
 
@@ -35,6 +36,9 @@ enum What {
     Failover(failover::Args),
     /// How long the planner takes for a decision, from 1,024 to 131,072 GPUs.
     Placement(placement::Args),
+    /// Jobs submitted, placed and running a second, with 1,000 simulated agents; then the leader is
+    /// killed under them.
+    Jobs(jobs::Args),
 }
 
 /// What every measurement takes.
@@ -64,6 +68,7 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode> {
             report(&args.common, async |at| failover::measure(&args, at).await).await
         }
         What::Placement(args) => report(&args.common, async |_| placement::measure(&args)).await,
+        What::Jobs(args) => report(&args.common, async |at| jobs::measure(&args, at).await).await,
     }
 }
 

@@ -91,6 +91,11 @@ impl Group {
         bail!("no replica leads; see {}", self.data.join("logs").display())
     }
 
+    /// The replica's process id, while it lives.
+    pub(crate) fn pid(&self, at: usize) -> Option<u32> {
+        self.replicas[at].process.as_ref().map(Process::pid)
+    }
+
     /// SIGKILL.
     pub(crate) fn kill(&mut self, at: usize) {
         if let Some(mut process) = self.replicas[at].process.take() {
