@@ -508,6 +508,14 @@ impl Cluster {
         self.derived.index.set_node(pos, free, reclaimable);
     }
 
+    /// Brings up to date what the state hash needs of what is derived: whether a restored state is
+    /// whole must be known before the rest is made of it.
+    pub(crate) fn rehash_derived(&mut self) {
+        self.derived.fabric_hash = fabric_hash(&self.fabric);
+        let usage = self.usage.iter().map(|(key, gpu_ms)| usage_hash(key, *gpu_ms));
+        self.derived.usage_digest = usage.fold(0, u128::wrapping_add);
+    }
+
     /// Rebuilds what is derived, after a new fabric or a restore.
     pub(crate) fn rebuild_derived(&mut self) {
         let mut derived = Derived::empty(&self.fabric);
@@ -535,11 +543,8 @@ impl Cluster {
                 derived.ended.insert((job.reason_index, id));
             }
         }
-        derived.usage_digest = self
-            .usage
-            .iter()
-            .fold(0, |digest, (key, gpu_ms)| digest.wrapping_add(usage_hash(key, *gpu_ms)));
         self.derived = derived;
+        self.rehash_derived();
         for id in self.nodes.iter().map(|(id, _)| id).collect::<Vec<_>>() {
             self.refresh_index(id);
         }
@@ -548,8 +553,6 @@ impl Cluster {
 
 impl Derived {
     fn empty(fabric: &FabricRecord) -> Self {
-        let mut bytes = Vec::new();
-        codec::canonical(fabric, &mut bytes);
         // No fabric yet is the one fabric that an operator could not have set.
         let index = if *fabric == FabricRecord::default() {
             FlatIndex::default()
@@ -565,7 +568,7 @@ impl Derived {
             queue: OrdSet::new(),
             ended: OrdSet::new(),
             timed: OrdSet::new(),
-            fabric_hash: xxh3_128(&bytes),
+            fabric_hash: fabric_hash(fabric),
             usage_digest: 0,
         }
     }
@@ -577,6 +580,12 @@ pub(crate) fn clip(mut text: String) -> String {
         text.truncate(text.floor_char_boundary(TEXT_BYTES));
     }
     text
+}
+
+fn fabric_hash(fabric: &FabricRecord) -> u128 {
+    let mut bytes = Vec::new();
+    codec::canonical(fabric, &mut bytes);
+    xxh3_128(&bytes)
 }
 
 fn usage_hash(key: &UsageKey, gpu_ms: u64) -> u128 {

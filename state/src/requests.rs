@@ -1,7 +1,7 @@
 //! Exactly once: the answers to recent requests, by client.
 
 use imbl::{OrdMap, OrdSet, Vector};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::{Code, Refusal, Reply, RequestId};
 
@@ -24,7 +24,15 @@ pub(crate) struct Client {
     /// The highest seq whose answer was forgotten.
     floor: u64,
     /// Newest last: (seq, answer).
-    answers: Vector<(u64, Result<Reply, Refusal>)>,
+    #[serde(deserialize_with = "read_answers")]
+    answers: Answers,
+}
+
+type Answers = Vector<(u64, Result<Reply, Refusal>)>;
+
+/// By way of a `Vec`: a `Vector` reserves whatever length the bytes claim before it reads on.
+fn read_answers<'de, D: Deserializer<'de>>(from: D) -> Result<Answers, D::Error> {
+    Ok(Vec::deserialize(from)?.into())
 }
 
 /// The table of answers.

@@ -10,13 +10,14 @@ use std::{
 use crate::{
     common::{eventually, member},
     group::{Node, listen, listen_again, small},
+    recovering::tear,
 };
 use rowen_raft::{Replica, sim_disk::SimDisk};
 
 const ROUNDS: u32 = 50;
 const CLIENTS: u32 = 8;
 /// Without a leader for so long, two of three wait for each other's votes.
-const NO_LEADER: Duration = Duration::from_secs(3);
+const NO_LEADER: Duration = Duration::from_secs(1);
 
 /// Three replicas on one disk: one moment is the last for all of them.
 struct Three {
@@ -89,7 +90,7 @@ impl Three {
             return eventually("a leader", || self.leader().is_some()).await;
         }
         let begun = Instant::now();
-        while begun.elapsed() < NO_LEADER / 3 {
+        while begun.elapsed() < NO_LEADER {
             assert!(self.leader().is_none(), "elected by replicas that forgot");
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
@@ -161,6 +162,30 @@ async fn fifty_power_cuts_of_all_three_lose_nothing_that_was_answered() {
     println!("{ROUNDS} power cuts of all three at once, 0 lost, 0 doubled: {counts:?}");
     assert!(counts.answered > 500, "there was load: {counts:?}");
     assert!(counts.torn > 0 && counts.kept_unanswered > 0, "the cuts came in between: {counts:?}");
+    for node in three.nodes {
+        node.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_torn_ends_wait_for_the_operator() {
+    let mut three = Three::start().await;
+    let before: BTreeSet<_> = three.nodes[0].keeper.entries().into_iter().collect();
+    for number in 0..20 {
+        let entry = format!("entry-{number}").into_bytes();
+        three.leader().unwrap().propose(entry).await.unwrap();
+    }
+    for id in ["1", "2"] {
+        tear(&three.disk, &three.dir.path().join(id).join("log"));
+    }
+    let mut counts = Counts::default();
+    three.come_back(&mut counts).await;
+    assert_eq!((counts.torn, counts.operator), (2, 1));
+    three.nothing_is_lost(0, &before).await;
+    // It was for one start, and it is over.
+    three.reopen(false).await;
+    assert_eq!(three.recovering(), 0);
+    eventually("a leader", || three.leader().is_some()).await;
     for node in three.nodes {
         node.stop().await;
     }

@@ -16,7 +16,7 @@ use rowen_raft::{
 
 /// Cuts the power so that the last write is damaged and the synced mark, which is itself never
 /// synced on the way, tells nothing.
-fn tear(disk: &SimDisk, log: &Path) {
+pub(crate) fn tear(disk: &SimDisk, log: &Path) {
     disk.cut_power();
     let names = disk.list(log).unwrap();
     let last = log.join(names.iter().rfind(|name| name.ends_with(".wal")).unwrap());
