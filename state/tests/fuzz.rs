@@ -46,6 +46,8 @@ unsafe impl GlobalAlloc for Counting {
     }
 }
 
+type Target = fn(&[u8]);
+
 /// How often each seed is changed.
 const CHANGES: u32 = 4_000;
 
@@ -73,7 +75,7 @@ fn mutate(bytes: &mut Vec<u8>, seed: &mut u64) {
 }
 
 /// The most that one input took beyond its own length, by times and bytes.
-fn run(name: &str, target: fn(&[u8]), bytes: &[u8]) -> usize {
+fn run(name: &str, target: Target, bytes: &[u8]) -> usize {
     let before = MEMORY.begin();
     target(bytes);
     let took = MEMORY.most.load(Ordering::Relaxed) - before;
@@ -84,7 +86,7 @@ fn run(name: &str, target: fn(&[u8]), bytes: &[u8]) -> usize {
 
 #[test]
 fn corpora_and_their_neighbours_are_read_or_refused() {
-    let targets: [(&str, fn(&[u8])); 4] = [
+    let targets: [(&str, Target); 4] = [
         ("entry", fuzz::entry),
         ("answer", fuzz::answer),
         ("archive", fuzz::archive),

@@ -21,7 +21,7 @@ mod traffic;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use rowen_raft::{Member, Replica, ReplicaConfig, ReplicaId};
 use rowen_state::{Cluster, JobId};
 
@@ -43,8 +43,8 @@ const READY: Duration = Duration::from_secs(600);
 /// Arguments of `rowen bench disk`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// How long the log becomes.
-    #[arg(long, default_value_t = FULL_ENTRIES, value_name = "N", value_parser = clap::value_parser!(u64).range(20_000..=100_000_000))]
+    /// How long the log becomes. The state keeps 10,000 ended jobs, so fewer fill nothing.
+    #[arg(long, default_value_t = FULL_ENTRIES, value_name = "N", value_parser = clap::value_parser!(u64).range(100_000..=100_000_000))]
     entries: u64,
     #[command(flatten)]
     pub(super) common: super::Common,
@@ -191,6 +191,8 @@ impl Sample {
     }
 }
 
+type Part = fn(&Sample) -> u64;
+
 fn curve(samples: &[Sample], config: &ReplicaConfig) -> Result<Vec<Figure>> {
     let mb = |bytes: u64| bytes as f64 / 1e6;
     let mut figures: Vec<Figure> = samples
@@ -202,7 +204,7 @@ fn curve(samples: &[Sample], config: &ReplicaConfig) -> Result<Vec<Figure>> {
         let case = format!("entries={}", sample.entries);
         figures.push(Figure::new("disk_bytes", case, sample.disk() as f64, "B"));
     }
-    let parts: [(&'static str, fn(&Sample) -> u64); 6] = [
+    let parts: [(&'static str, Part); 6] = [
         ("disk_growth", Sample::disk),
         ("log_growth", |sample| sample.log),
         ("old_segments_growth", |sample| sample.old),
@@ -245,7 +247,7 @@ fn default_replayed(config: &ReplicaConfig) -> f64 {
 fn archive_check(replica: &Replica, cluster: &Cluster) -> Result<Check> {
     let last = cluster.jobs().iter().next_back().map_or(1, |(id, _)| id.0);
     let has = |id: u64| replica.archive().get(&Cluster::job_key(JobId(id)));
-    // Jobs of the oldest kept quarter: from 5/8 of the log on everything is there.
+    // Of the oldest period that is kept, as far as the state has forgotten them.
     let (mut kept, mut missing) = (0, 0);
     for id in (last * 6 / 8..last * 7 / 8).step_by(97) {
         let gone_from_state = cluster.jobs().get(JobId(id)).is_none();
@@ -255,7 +257,6 @@ fn archive_check(replica: &Replica, cluster: &Cluster) -> Result<Check> {
         }
     }
     let dropped = has(last / 4)?.is_none();
-    ensure!(kept > 0, "no job left the state");
     Ok(Check {
         name: "old jobs are read from older periods, dropped ones are gone".into(),
         ok: missing == 0 && dropped,

@@ -128,8 +128,8 @@ impl Traffic {
                     _ if allocation.stop.is_some() => TaskPhase::Exited { code: 143 },
                     TaskPhase::Bound => TaskPhase::Running,
                     // Two of three go on; one in thirty-two that ends has failed.
-                    _ if (allocation.id.0 + self.round) % 3 > 0 => continue,
-                    _ => TaskPhase::Exited { code: i32::from(allocation.id.0 % 32 == 0) },
+                    _ if !(allocation.id.0 + self.round).is_multiple_of(3) => continue,
+                    _ => TaskPhase::Exited { code: i32::from(allocation.id.0.is_multiple_of(32)) },
                 };
                 reports.entry(node).or_default().push(TaskReport {
                     node,
