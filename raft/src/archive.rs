@@ -9,6 +9,10 @@
 //! is too old goes with its folder. Periods follow from indexes and not from a clock or from bytes:
 //! every replica with the same configuration holds the same records, and a peer's records find
 //! their place without a word about the peer's folders.
+//!
+//! Records wait in memory until there are many, and go to sled sorted: sled writes a whole page
+//! anew for a few lines that are scattered over it, and a job's lines are scattered over time. A
+//! killed process loses nothing by it: the log has what no checkpoint covers.
 
 mod period;
 mod periods;
@@ -16,10 +20,11 @@ mod periods;
 mod tests;
 
 use std::{
+    collections::BTreeMap,
     io,
     path::{Path, PathBuf},
     sync::{
-        Arc, Mutex, MutexGuard,
+        Arc, Mutex, MutexGuard, RwLock, RwLockReadGuard,
         atomic::{AtomicU64, Ordering},
     },
 };
@@ -105,7 +110,9 @@ pub struct Archive {
     next: AtomicU64,
     /// The same, as of the last checkpoint.
     synced: AtomicU64,
-    /// Held by whoever writes.
+    /// By key, with the index. All belong to the newest period.
+    waiting: RwLock<BTreeMap<Vec<u8>, (u64, Vec<u8>)>>,
+    /// Held by whoever writes; taken before `waiting`.
     writing: Mutex<Writing>,
 }
 
@@ -115,7 +122,11 @@ struct Writing {
     gap: Option<u64>,
     /// Older periods that took records from a peer and were not synced since.
     dirty: Vec<u64>,
+    waiting_bytes: usize,
 }
+
+/// Records wait until they are as many bytes.
+const WAITING_BYTES: usize = 4 << 20;
 
 /// A record with the index of the entry that wrote it.
 #[derive(Debug)]
@@ -127,6 +138,9 @@ pub(crate) struct Indexed {
 impl Archive {
     /// The value under `key`.
     pub fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, ArchiveError> {
+        if let Some((_, value)) = self.waiting().get(key) {
+            return Ok(Some(value.clone()));
+        }
         // A key's later record lies in the same period or in a later one.
         for start in self.periods.starts()?.into_iter().rev() {
             let Some(period) = self.open_or_set_aside(start)? else { continue };
@@ -176,7 +190,8 @@ impl Archive {
             periods,
             next: AtomicU64::new(notes.next.unwrap_or(0)),
             synced: AtomicU64::new(0),
-            writing: Mutex::new(Writing { gap: notes.gap, dirty: Vec::new() }),
+            waiting: RwLock::default(),
+            writing: Mutex::new(Writing { gap: notes.gap, ..Writing::default() }),
         };
         let lost = |start: &&u64| !starts.contains(start) && archive.periods.is_kept(**start);
         if let Some(start) = notes.periods.iter().find(lost) {
@@ -186,27 +201,27 @@ impl Archive {
         Ok(archive)
     }
 
-    /// Writes the records of the entries up to `upto`, but those it has already.
+    /// Takes the records of the entries up to `upto`, but those it has already.
     pub(crate) fn write(&self, upto: u64, records: Vec<Indexed>) -> Result<(), ArchiveError> {
-        let writing = self.writing();
+        let mut writing = self.writing();
         let next = self.next.load(Ordering::Acquire);
         if upto < next {
             return Ok(());
         }
-        let mut records: Vec<_> = records.into_iter().filter(|item| item.index >= next).collect();
-        while let Some(first) = records.first() {
-            let start = self.periods.start_of(first.index)?;
-            let period = self.reach(start, &writing)?;
-            let end = self.periods.end_of(start);
-            let later = records.partition_point(|item| item.index < end);
-            let rest = records.split_off(later);
-            let next = if rest.is_empty() { upto + 1 } else { end };
-            period.write(records, &Notes { next: Some(next), ..Notes::default() })?;
-            self.next.store(next, Ordering::Release);
-            records = rest;
+        for Indexed { index, record } in records.into_iter().filter(|item| item.index >= next) {
+            let newest = self.periods.newest()?.start;
+            let start = self.periods.start_of(index)?;
+            if start > newest {
+                self.spill(&mut writing)?;
+                self.next.store(index, Ordering::Release);
+                self.reach(start, &writing)?;
+            }
+            writing.waiting_bytes += record.key.len() + record.value.len();
+            let mut waiting = self.waiting.write().expect("no holder of this lock panics");
+            waiting.insert(record.key, (index, record.value));
         }
         self.next.store(upto + 1, Ordering::Release);
-        Ok(())
+        if writing.waiting_bytes > WAITING_BYTES { self.spill(&mut writing) } else { Ok(()) }
     }
 
     /// Notes that the state jumped to `upto` by a snapshot; what lies between is missing here.
@@ -217,6 +232,7 @@ impl Archive {
             return Ok(());
         }
         tracing::warn!(from = next, upto, "the archive lacks records; they come from a peer");
+        self.spill(&mut writing)?;
         writing.gap = Some(upto);
         let period = self.reach(self.periods.start_of(upto)?, &writing)?;
         let notes = Notes { next: Some(upto + 1), gap: Some(upto), ..Notes::default() };
@@ -229,11 +245,8 @@ impl Archive {
     /// [`Archive::is_synced_to`].
     pub(crate) fn checkpoint(&self) -> Result<(), ArchiveError> {
         let (period, next) = {
-            let _writing = self.writing();
-            let next = self.next.load(Ordering::Acquire);
-            let period = self.periods.newest()?;
-            period.write([], &Notes { next: Some(next), ..Notes::default() })?;
-            (period, next)
+            self.spill(&mut self.writing())?;
+            (self.periods.newest()?, self.next.load(Ordering::Acquire))
         };
         period.sync()?;
         self.synced.fetch_max(next, Ordering::AcqRel);
@@ -249,6 +262,7 @@ impl Archive {
     /// taken.
     pub(crate) fn merge(&self, mut items: Vec<Indexed>) -> Result<(), ArchiveError> {
         let mut writing = self.writing();
+        self.spill(&mut writing)?;
         // What comes later is still to be applied here.
         let next = self.next.load(Ordering::Acquire);
         items.retain(|item| item.index < next);
@@ -291,18 +305,51 @@ impl Archive {
     }
 
     pub(crate) fn scan_indexed(&self, prefix: &[u8]) -> Result<Merged, ArchiveError> {
+        // First what waits: what is spilled meanwhile is met twice, not missed.
+        let waiting: Vec<_> = self
+            .waiting()
+            .range(prefix.to_vec()..)
+            .take_while(|(key, _)| key.starts_with(prefix))
+            .map(|(key, (index, value))| {
+                let record = ArchiveRecord { key: key.clone(), value: value.clone() };
+                Ok(Indexed { index: *index, record })
+            })
+            .collect();
         let mut merged = Merged::default();
         for start in self.periods.starts()? {
             if let Some(period) = self.open_or_set_aside(start)? {
                 merged.add(period.scan(prefix));
             }
         }
+        merged.add(waiting.into_iter());
         Ok(merged)
     }
 
     /// Lets go of the databases, so that they can be opened again. A scan in flight holds on.
     pub(crate) fn close(&self) {
+        if let Err(error) = self.spill(&mut self.writing()) {
+            tracing::warn!(%error, "the archive was not written out; the log rebuilds it");
+        }
         self.periods.close();
+    }
+
+    /// Writes what waits to the newest period.
+    fn spill(&self, writing: &mut Writing) -> Result<(), ArchiveError> {
+        let next = self.next.load(Ordering::Acquire);
+        let records = self.waiting().clone().into_iter().map(|(key, (index, value))| {
+            let record = ArchiveRecord { key, value };
+            Indexed { index, record }
+        });
+        // In one batch: after a crash either all are there and the note says so, or neither.
+        self.periods.newest()?.write(records, &Notes { next: Some(next), ..Notes::default() })?;
+        // Only now: a reader finds each record in one of the two places.
+        self.waiting.write().expect("no holder of this lock panics").clear();
+        writing.waiting_bytes = 0;
+        Ok(())
+    }
+
+    fn waiting(&self) -> RwLockReadGuard<'_, BTreeMap<Vec<u8>, (u64, Vec<u8>)>> {
+        self.waiting.read().expect("no holder of this lock panics")
     }
 
     /// The period that begins at `start` for writing; begins it where it is later than all others.

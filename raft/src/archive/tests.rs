@@ -200,3 +200,34 @@ fn a_period_begun_by_a_process_that_died_is_gone_on_with() {
     assert_eq!(keys(&archive), expected(1, 22));
     assert_eq!(folders(dir.path()), ["0", "10", "20"]);
 }
+
+/// What is kept may take more room on disk, but not ten times as much.
+#[test]
+fn space_is_in_proportion() {
+    let dir = tempfile::tempdir().unwrap();
+    let archive =
+        Archive::open(dir.path(), Retention { period_entries: 1 << 40, periods: 1 }).unwrap();
+    let (jobs, lines, live) = (20_000_u64, 8, 500);
+    let (mut index, mut bytes) = (0, 0);
+    // As a cluster writes it: each of the live jobs a line, one after the other.
+    for first in (0..jobs).step_by(live) {
+        for line in 0..lines {
+            for job in first..(first + live as u64).min(jobs) {
+                index += 1;
+                let record = ArchiveRecord {
+                    key: [&b"story/"[..], &job.to_be_bytes(), &[line]].concat(),
+                    value: vec![b'.'; 100],
+                };
+                bytes += (record.key.len() + record.value.len()) as u64;
+                archive.write(index, vec![Indexed { index, record }]).unwrap();
+            }
+        }
+        if first % 5_000 == 0 {
+            archive.checkpoint().unwrap();
+        }
+    }
+    archive.close();
+    let db = fs::metadata(dir.path().join("0/db")).unwrap().len();
+    println!("{bytes} bytes of records take {db}: {:.1} times", db as f64 / bytes as f64);
+    assert!(db < 5 * bytes, "{bytes} bytes of records take {db}");
+}

@@ -22,7 +22,9 @@ pub(crate) fn tear(disk: &SimDisk, log: &Path) {
     let last = log.join(names.iter().rfind(|name| name.ends_with(".wal")).unwrap());
     let bytes = disk.contents(&last).unwrap();
     disk.flip(&last, bytes.iter().rposition(|byte| *byte != 0).unwrap(), 1);
-    disk.open(&log.join("synced")).unwrap().write_at(&[0; 1_024], 0).unwrap();
+    let mark = disk.open(&log.join("synced")).unwrap();
+    mark.write_at(&[0; 1_024], 0).unwrap();
+    mark.sync_data().unwrap();
     disk.cut_power();
 }
 
