@@ -104,7 +104,7 @@ pub(crate) enum Verb {
     /// Rebuild any moment from a replica's data folder, and check it.
     Replay(crate::verbs::ReplayArgs),
     /// Run a replica of the control plane.
-    Serve(ServeArgs),
+    Serve(RunArgs),
     /// Run the agent of a node.
     Agent(AgentArgs),
     /// Print the JSON Schema of a kind of file.
@@ -489,6 +489,17 @@ pub(crate) struct FillerNameArgs {
 
 /// `serve`.
 #[derive(Debug, Args)]
+pub(crate) struct RunArgs {
+    #[command(flatten)]
+    pub(crate) serve: ServeArgs,
+    /// Your word, for this start, that the damaged end of the log after a power cut is a write
+    /// that nobody was told of. Where most replicas need it, nobody else can elect a leader.
+    #[arg(long)]
+    pub(crate) accept_torn_tail: bool,
+}
+
+/// Which replica.
+#[derive(Debug, Args)]
 pub(crate) struct ServeArgs {
     /// Configuration of the replica, TOML.
     #[arg(long, value_name = "FILE")]
@@ -596,6 +607,7 @@ mod tests {
             "rowen filler deploy chat.yaml --set instances.max=2",
             "rowen filler rm chat",
             "rowen serve --config rowen.toml",
+            "rowen serve --config rowen.toml --accept-torn-tail",
             "rowen node forget node1 --i-checked",
             "rowen cluster init --config rowen.toml",
             "rowen cluster join --config rowen.toml --peer a:1,b:1",

@@ -4,7 +4,6 @@
 use std::{
     collections::BTreeMap,
     fmt,
-    path::Path,
     sync::{Arc, Mutex, OnceLock},
     time::Duration,
 };
@@ -180,8 +179,7 @@ impl Replica {
         let recovering = Arc::new(recovering);
         raft_config.enable_elect = !recovering.is_active();
         let raft_config = Arc::new(raft_config);
-        // A folder a period: retention will drop whole ones, for sled gives no space back.
-        let archive = match open_archive(&config.dir.join("archive").join("0")).await {
+        let archive = match open_archive(&config).await {
             Ok(archive) => Arc::new(archive),
             Err(error) => {
                 wal.close().await;
@@ -432,15 +430,16 @@ impl Replica {
 
 /// sled lets go of its lock a little after it is dropped. The folder's own lock is held, so whoever
 /// has sled's is an earlier replica of this process.
-async fn open_archive(dir: &Path) -> Result<Archive, ArchiveError> {
+async fn open_archive(config: &ReplicaConfig) -> Result<Archive, ArchiveError> {
     const PATIENCE: u32 = 200;
+    let open = || Archive::open(&config.dir.join("archive"), config.retention());
     for _ in 0..PATIENCE {
-        match Archive::open(dir) {
+        match open() {
             Err(error) if error.is_locked() => tokio::time::sleep(ARCHIVE_LOCK_POLL).await,
             opened => return opened,
         }
     }
-    Archive::open(dir)
+    open()
 }
 
 pub(crate) fn wal_options(config: &ReplicaConfig) -> WalOptions {

@@ -543,6 +543,14 @@ impl Cluster {
         }
     }
 
+    /// Brings up to date what the state hash needs of what is derived: whether a restored state is
+    /// whole must be known before the rest is made of it.
+    pub(crate) fn rehash_derived(&mut self) {
+        self.derived.fabric_hash = fabric_hash(&self.fabric);
+        let usage = self.usage.iter().map(|(key, gpu_ms)| usage_hash(key, *gpu_ms));
+        self.derived.usage_digest = usage.fold(0, u128::wrapping_add);
+    }
+
     /// Rebuilds what is derived, after a new fabric or a restore.
     pub(crate) fn rebuild_derived(&mut self) {
         let mut derived = Derived::empty(&self.fabric);
@@ -573,11 +581,8 @@ impl Cluster {
         }
         let stopping = self.allocations.iter().filter(|(_, allocation)| allocation.stop.is_some());
         derived.stopping = stopping.map(|(id, _)| id).collect();
-        derived.usage_digest = self
-            .usage
-            .iter()
-            .fold(0, |digest, (key, gpu_ms)| digest.wrapping_add(usage_hash(key, *gpu_ms)));
         self.derived = derived;
+        self.rehash_derived();
         for id in self.nodes.iter().map(|(id, _)| id).collect::<Vec<_>>() {
             self.refresh_index(id);
         }
@@ -586,8 +591,6 @@ impl Cluster {
 
 impl Derived {
     fn empty(fabric: &FabricRecord) -> Self {
-        let mut bytes = Vec::new();
-        codec::canonical(fabric, &mut bytes);
         // No fabric yet is the one fabric that an operator could not have set.
         let index = if *fabric == FabricRecord::default() {
             FlatIndex::default()
@@ -604,7 +607,7 @@ impl Derived {
             ended: OrdSet::new(),
             timed: OrdSet::new(),
             stopping: OrdSet::new(),
-            fabric_hash: xxh3_128(&bytes),
+            fabric_hash: fabric_hash(fabric),
             usage_digest: 0,
         }
     }
@@ -616,6 +619,12 @@ pub(crate) fn clip(mut text: String) -> String {
         text.truncate(text.floor_char_boundary(TEXT_BYTES));
     }
     text
+}
+
+fn fabric_hash(fabric: &FabricRecord) -> u128 {
+    let mut bytes = Vec::new();
+    codec::canonical(fabric, &mut bytes);
+    xxh3_128(&bytes)
 }
 
 fn usage_hash(key: &UsageKey, gpu_ms: u64) -> u128 {

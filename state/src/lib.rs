@@ -11,6 +11,8 @@ mod cluster;
 pub mod codec;
 mod command;
 mod filler;
+#[doc(hidden)]
+pub mod fuzz;
 mod id;
 mod job;
 mod ledger;

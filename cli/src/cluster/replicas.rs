@@ -76,6 +76,14 @@ impl Group {
         Rpc::connect(&self.replicas[at].addr.to_string())
     }
 
+    /// Process id and data folder of each replica that lives.
+    pub(crate) fn processes(&self) -> Vec<(u32, PathBuf)> {
+        let folder = |at: usize| self.data.join(format!("replica-{}", at + 1));
+        let replicas = self.replicas.iter().enumerate();
+        let living = replicas.filter_map(|(at, replica)| Some((at, replica.process.as_ref()?)));
+        living.map(|(at, process)| (process.pid(), folder(at))).collect()
+    }
+
     /// The replica that leads, once one does.
     pub(crate) async fn leader(&mut self) -> Result<usize> {
         let deadline = Instant::now() + FORM;
