@@ -5,6 +5,7 @@
 //! importers; a [`FlatIndex`] is derived from the graph and is all that the hot path sees.
 //! Never: IO, clocks, threads, hash maps.
 
+mod capacity;
 mod check;
 pub mod draw;
 pub mod drawing;
@@ -21,6 +22,7 @@ mod record;
 mod shape;
 mod topograph;
 
+pub use capacity::{FaultyLink, LinkFault, Offers, offers};
 pub use check::InventoryError;
 pub use draw::{RackRow, draw, outline, rack_rows};
 pub use graph::{Fabric, FabricGraph, Health, Link, LinkKind, Vertex, VertexId, VertexKind};
