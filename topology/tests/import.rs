@@ -47,17 +47,83 @@ fn check(format: Format, text: &str, expect: &Expect) {
 
 #[test]
 fn slurm_trees() {
-    check(Format::Slurm, SLURM_TREE, &expect![[r#""#]]);
+    check(Format::Slurm, SLURM_TREE, &expect![[r#"
+        site core: 80 free of 80
+          pod spine1: 64 free of 64
+            block leaf1: 32 free of 32
+              node n1: 8 free of 8
+              node n2: 8 free of 8
+              node n3: 8 free of 8
+              node n4: 8 free of 8
+            block leaf2: 32 free of 32
+              node n5: 8 free of 8
+              node n6: 8 free of 8
+              node n7: 8 free of 8
+              node n8: 8 free of 8
+          pod spine2: 16 free of 16
+            block leaf3: 16 free of 16
+              node n09: 8 free of 8
+              node n10: 8 free of 8
+        site hall2: 24 free of 24
+          pod hall2: 24 free of 24
+            block far: 24 free of 24
+              node m1: 8 free of 8
+              node m2: 8 free of 8
+              node m3: 8 free of 8
+        noted: empty has neither nodes nor switches: left out
+    "#]]);
 }
 
 #[test]
 fn slurm_blocks() {
-    check(Format::Slurm, SLURM_BLOCK, &expect![[r#""#]]);
+    check(Format::Slurm, SLURM_BLOCK, &expect![[r#"
+        site default: 88 free of 88
+          pod default: 88 free of 88
+            block b1: 32 free of 32
+              node n01: 8 free of 8
+              node n02: 8 free of 8
+              node n03: 8 free of 8
+              node n04: 8 free of 8
+            block b2: 32 free of 32
+              node n05: 8 free of 8
+              node n06: 8 free of 8
+              node n07: 8 free of 8
+              node n08: 8 free of 8
+            block b3: 24 free of 24
+              node n09: 8 free of 8
+              node n10: 8 free of 8
+              node n11: 8 free of 8
+        noted: BlockSizes 8, 16 are sizes to plan for, over neighbours in the file, not cabling: the blocks keep their order and get no switch above
+        noted: b3 has 3 nodes, fewer than the base block size 4
+        noted: b4 is a block without nodes: left out
+    "#]]);
 }
 
 #[test]
 fn ibnetdiscover_finds_rails_racks_and_what_differs() {
-    check(Format::Ibnetdiscover, IBNETDISCOVER, &expect![[r#""#]]);
+    check(Format::Ibnetdiscover, IBNETDISCOVER, &expect![[r#"
+        site default: 64 free of 64
+          pod S-[01-02]: 64 free of 64
+            block L-01-01,L-02-01,L-03-01: 16 free of 16
+              node a1-n1: 8 free of 8
+              node a1-n2: 8 free of 8
+            block L-01-02,L-02-02,L-03-02: 24 free of 24
+              node a2-n1: 8 free of 8
+              node a2-n2: 8 free of 8
+              node a2-n3: 8 free of 8
+            block L-01-03,L-03-03: 24 free of 24
+              node a3-n1: 8 free of 8
+              node a3-n2: 8 free of 8
+              node a3-n3: 8 free of 8
+        irregular: leaf L-02-02 does not reach S-02, which most of its siblings do
+        irregular: the NICs of a2-n1 are swapped: one after the other on rails 0, 2, 1
+        irregular: rack a3 has no leaf for rail 1, by its siblings' names L-02-03
+        irregular: leaf L-03-01 reaches S-01 at 400 Gb/s, where most have 800
+        irregular: the link of leaf L-01-02 to a2-n3 is degraded
+        noted: a2-n3 has a cable of 200 Gb/s to L-01-02, where most have 400
+        noted: rack a1 has 3 HCAs without a host name on L-01-01,L-02-01,L-03-01, ports 3: their machines are left out until they have names
+        noted: ufm has 1 HCAs where others on L-01-02 have 3: taken for a service machine and left out (--nodes says otherwise)
+    "#]]);
     let imported = import(Format::Ibnetdiscover, IBNETDISCOVER, &Options::default()).unwrap();
     let record = imported.inventory.expand().unwrap();
     let rails: Vec<Option<u8>> = record.leafs.iter().map(|leaf| leaf.rail).collect();
@@ -69,17 +135,57 @@ fn ibnetdiscover_finds_rails_racks_and_what_differs() {
 
 #[test]
 fn topograph_models() {
-    check(Format::Topograph, TOPOGRAPH, &expect![[r#""#]]);
+    check(Format::Topograph, TOPOGRAPH, &expect![[r#"
+        site core: 56 free of 56
+          pod spine-1: 40 free of 40
+            block leaf-1: 24 free of 24
+              nvlink nvl-a-1: 24 free of 24
+                node t11: 8 free of 8
+                node t12: 8 free of 8
+                node t14: 8 free of 8
+            block leaf-2: 16 free of 16
+              nvlink nvl-a-2: 16 free of 16
+                node t21: 8 free of 8
+                node t22: 8 free of 8
+          pod spine-2: 16 free of 16
+            block leaf-3: 16 free of 16
+              nvlink nvl-b: 16 free of 16
+                node t31: 8 free of 8
+                node t32: 8 free of 8
+        noted: leaf-4 has neither nodes nor switches: left out
+        noted: nvl-a is an accelerator domain of several parts: nvl-a-[1-2] are imported as NVLink domains, itself as failure domain
+    "#]]);
 }
 
 #[test]
 fn nccl_topologies() {
-    check(Format::Nccl, NCCL, &expect![[r#""#]]);
+    check(Format::Nccl, NCCL, &expect![[r#"
+        site default: 3 free of 3
+          pod default: 3 free of 3
+            block default: 3 free of 3
+              node node1: 3 free of 3
+        numa 0: [GPU0 mlx5_0] [GPU1 mlx5_1]
+        numa 1: [GPU2]
+        3 of 3 pairs of GPUs are joined by NVLink
+        noted: GPU2 has NVLinks for 32 where others have 34
+        noted: GPU2 has its nearest NIC over SYS, others over PIX
+    "#]]);
 }
 
 #[test]
 fn nvidia_smi_matrices() {
-    check(Format::NvidiaSmi, NVIDIA_SMI, &expect![[r#""#]]);
+    check(Format::NvidiaSmi, NVIDIA_SMI, &expect![[r#"
+        site default: 4 free of 4
+          pod default: 4 free of 4
+            block default: 4 free of 4
+              node node1: 4 free of 4
+        numa 0: [GPU0 GPU1 mlx5_0]
+        numa 1: [GPU2 GPU3 mlx5_3]
+        6 of 6 pairs of GPUs are joined by NVLink
+        noted: GPU1 has its nearest NIC over PXB, others over PIX
+        noted: GPU2 has NVLinks for 48 where others have 54
+        noted: GPU3 has NVLinks for 48 where others have 54
+    "#]]);
     let imported = import(Format::NvidiaSmi, NVIDIA_SMI, &Options::default()).unwrap();
     let inside = imported.inside.unwrap();
     assert_eq!(inside.nearest_nics(), [Some(0), Some(0), Some(1), Some(1)]);
@@ -141,7 +247,32 @@ fn refused_with_line_field_and_fix() {
         assert!(!error.contains('\n'), "{error}");
         out.push_str(&format!("{}: {error}\n", format.as_str()));
     }
-    expect![[r#""#]].assert_eq(&out);
+    expect![[r#"
+        slurm: no switch and no block is described; write SwitchName=leaf1 Nodes=node[1-8] or BlockName=b1 Nodes=node[1-8]
+        slurm: line 1: Switches: unknown switch "b"; describe b on a line of its own or correct the name
+        slurm: line 1: Nodes: a bracket without its partner in "n[1-2"; write names like node[1-8,12]
+        slurm: line 3: Colour: not a key of topology.conf here; the keys are SwitchName, Switches, Nodes, LinkSpeed, BlockName, BlockSizes
+        slurm: line 1: Switches: switch a is above itself, or deeper than 16 tiers; take one entry of the circle out
+        slurm: line 2: BlockName: switches and blocks in one file; a topology.conf is of one plugin: keep one kind
+        slurm: line 2: Nodes: "n1" is in block a already; keep it in one block
+        slurm: line 2: BlockSizes: 12 does not follow 4; write the base block's nodes, then its multiples by powers of two: 8,16,32
+        slurm: line 1: include: not of the form Key=value; write SwitchName=leaf1 Nodes=node[1-8] or BlockName=b1 Nodes=node[1-8]
+        ibnetdiscover: no switch, and 1 HCAs that hang on nothing; run ibnetdiscover on a host whose port is up, and give all it prints
+        ibnetdiscover: line 2: port: no port number in brackets; give the unchanged output of ibnetdiscover
+        ibnetdiscover: line 3: port: port 1 of S-1 has two cables; give the unchanged output of ibnetdiscover
+        ibnetdiscover: no HCA on any switch names a host; give the nodes names (the HCAs' node descriptions), or correct --nodes
+        ibnetdiscover: line 1: cannot read "what is this"; give the unchanged output of ibnetdiscover
+        topograph: line 3: nodes: a bracket without its partner in "n[1-"; write names like node[1-8]
+        topograph: line 4: switch: unknown switch "c"; list it under a switch or correct the name
+        topograph: line 3: expected sequence start; a model has switches: and blocks: with switch: and nodes:
+        topograph: no switch has nodes; add nodes to the switches at the bottom
+        nccl: line 3: not XML: expected 'cpu' tag, not 'system' at 3:1; give what NCCL_TOPO_DUMP_FILE writes
+        nccl: line 1: numaid: "x" is not a whole number; write a number
+        nccl: line 1: graphs: this is a graph dump: it says which way NCCL goes, not what there is; give what NCCL_TOPO_DUMP_FILE writes
+        nccl: line 1: busid: missing; write the PCI address
+        nvidia-smi: no row for GPU1; give the unchanged output of nvidia-smi topo -m
+        nvidia-smi: line 2: GPU0: "WHAT" is no kind of path; write X, NV#, PIX, PXB, PHB, NODE or SYS
+    "#]].assert_eq(&out);
 }
 
 fn any_plan(most_rails: usize) -> impl Strategy<Value = Plan> {
