@@ -11,6 +11,7 @@ pub mod discover;
 pub mod env;
 mod fence;
 mod hostlist;
+mod identity;
 mod lease;
 mod logs;
 mod ports;
