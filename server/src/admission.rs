@@ -48,7 +48,7 @@ impl Admission {
         if now_us > self.next_us + LATE_US {
             self.kept.clear(); // nobody comes for these any more
         }
-        let apart_us = (1_000_000 / per_s.max(1)).max(1);
+        let apart_us = 1_000_000_u64.div_ceil(per_s.max(1));
         let at_us = self.next_us.max(now_us.saturating_sub(BURST * apart_us));
         self.next_us = at_us + apart_us;
         if at_us <= now_us {
@@ -87,12 +87,10 @@ mod tests {
         for (nodes, per_s) in [(10, 500), (1_000, 500), (1_000, 2_000), (16_384, 6_554)] {
             let heard = heard(nodes, per_s);
             assert_eq!(heard.len(), nodes as usize);
-            let last_ms = u64::from(nodes).saturating_sub(BURST) * 1_000 / per_s;
-            assert!(
-                heard.iter().all(|at_ms| *at_ms <= last_ms + 2),
-                "{:?} {last_ms}",
-                heard.last()
-            );
+            // Moments are whole microseconds apart, and agents wait whole milliseconds.
+            let exact_ms = u64::from(nodes).saturating_sub(BURST) * 1_000 / per_s;
+            let last_ms = exact_ms + exact_ms / 100 + 2;
+            assert!(heard.iter().all(|at_ms| *at_ms <= last_ms), "{:?} {last_ms}", heard.last());
             for second in 0..=last_ms / 1_000 {
                 let within = |at_ms: &&u64| **at_ms / 1_000 == second;
                 let count = heard.iter().filter(within).count() as u64;

@@ -242,8 +242,8 @@ impl Shell {
         let gpus = self.core.task(&key).map(|task| task.gpus.clone()).unwrap_or_default();
         let others =
             self.core.tasks().iter().filter(|(other, task)| **other != key && task.lives());
-        let shared = others.filter(|(_, task)| task.gpus.iter().any(|gpu| gpus.contains(gpu)));
-        if let Some((other, _)) = shared.last() {
+        let mut shared = others.filter(|(_, task)| task.gpus.iter().any(|gpu| gpus.contains(gpu)));
+        if let Some((other, _)) = shared.next() {
             self.fault(format!("{key:?} was launched beside {other:?} on one GPU"));
         }
         if let Some((number, id)) = self.jobs.get(&key) {
