@@ -58,7 +58,7 @@ impl Three {
     async fn open(&mut self, id: u64, listener: std::net::TcpListener, accept_torn_tail: bool) {
         let mut config = small(id, self.dir.path());
         (config.segment_bytes, config.accept_torn_tail) = (16 << 10, accept_torn_tail);
-        let disk = Arc::new(self.disk.clone());
+        let disk = Arc::new(self.disk.process());
         self.nodes.push(Node::start_on(config, listener, disk).await.unwrap());
     }
 
