@@ -12,10 +12,12 @@ use crate::{
     group::{Node, listen, listen_again, small},
     recovering::tear,
 };
-use rowen_raft::{Replica, sim_disk::SimDisk};
+use rowen_raft::{ProposeError, Replica, sim_disk::SimDisk};
 
 const ROUNDS: u32 = 50;
 const CLIENTS: u32 = 8;
+/// Long: openraft panics where a proposal is dropped while its core stops and another one waits.
+const PATIENCE: Duration = Duration::from_secs(60);
 /// Without a leader for so long, two of three wait for each other's votes.
 const NO_LEADER: Duration = Duration::from_secs(1);
 
@@ -58,7 +60,7 @@ impl Three {
     async fn open(&mut self, id: u64, listener: std::net::TcpListener, accept_torn_tail: bool) {
         let mut config = small(id, self.dir.path());
         (config.segment_bytes, config.accept_torn_tail) = (16 << 10, accept_torn_tail);
-        let disk = Arc::new(self.disk.clone());
+        let disk = Arc::new(self.disk.process());
         self.nodes.push(Node::start_on(config, listener, disk).await.unwrap());
     }
 
@@ -102,9 +104,10 @@ impl Three {
 
     /// Proposes until the power fails; what was answered.
     async fn load(&self, round: u32) -> Vec<Vec<u8>> {
-        let leader = self.leader().expect("waited for");
+        let replicas: Vec<_> = self.nodes.iter().map(|node| node.replica.clone()).collect();
         let client = |client: u32| {
-            let leader = leader.clone();
+            let mut replicas = replicas.clone().into_iter().cycle();
+            let mut leader = replicas.next().expect("three of them");
             tokio::spawn(async move {
                 let mut answered = Vec::new();
                 for number in 0.. {
@@ -112,9 +115,13 @@ impl Three {
                     let mut entry = format!("{round}-{client}-{number}").into_bytes();
                     entry.resize(300, b'.');
                     let proposal = leader.propose(entry.clone());
-                    match tokio::time::timeout(Duration::from_secs(5), proposal).await {
+                    match tokio::time::timeout(PATIENCE, proposal).await {
                         Ok(Ok(_)) => answered.push(entry),
-                        _ => break,
+                        Ok(Err(ProposeError::Stopped(_))) | Err(_) => break,
+                        Ok(Err(_)) => {
+                            leader = replicas.next().expect("three of them");
+                            tokio::time::sleep(Duration::from_millis(5)).await;
+                        }
                     }
                 }
                 answered
