@@ -102,7 +102,10 @@ fn stop(
     if let Some(desired) = desired {
         match desired.tasks.get(key) {
             None => add(on_notice(now, "no longer wanted on this node")),
-            Some(wanted) => wanted.stop.clone().into_iter().for_each(&mut add),
+            Some(wanted) => {
+                let told = wanted.stop.as_ref().map(|stop| whole_notice(stop, task, now));
+                told.into_iter().for_each(&mut add);
+            }
         }
         if superseded(fence, &task.gpus, key.epoch).is_some() {
             add(on_notice(now, "its GPUs have a newer owner"));
@@ -117,6 +120,12 @@ fn stop(
         Some(known) if !moves(known, &order) => None,
         known => Some(Action::Stop(*key, earlier(known.clone(), order))),
     }
+}
+
+/// The notice counts from when a task can first hear of it: an entry that was long on its way, over
+/// a change of leader say, has a deadline that may be over before anybody was told.
+fn whole_notice(stop: &StopAt, task: &Task, now: u64) -> StopAt {
+    StopAt { kill_at_ms: stop.kill_at_ms.max(now + task.notice_ms), ..stop.clone() }
 }
 
 /// Of two stops, the earlier SIGTERM and the earlier SIGKILL.

@@ -261,9 +261,32 @@ fn a_stop_only_moves_forward() {
             want 1 4 a7@5[0]!150-300 → Ok(true)
             at 22 →
             want 1 5 a7@5[0]!30-60 → Ok(true)
-            at 23 → stop a7.0@5 30-60: told to
+            at 23 → stop a7.0@5 30-73: told to
             want 1 6 a7@5[0] → Ok(true)
             at 24 →
+        "#]],
+    );
+}
+
+#[test]
+fn a_stop_that_was_long_on_its_way_gives_the_whole_notice() {
+    check_up(
+        "want 1 1 a7@5[0]
+         at 10
+         want 1 2 a7@5[0]!5-15
+         at 20
+         want 1 3 a7@5[0]!21-21
+         at 40",
+        expect![[r#"
+            welcome 1 1000 → Ok(())
+            beat 0 → (1, 0)
+            ack 1 1 → Ok(Some(1000))
+            want 1 1 a7@5[0] → Ok(true)
+            at 10 → persist; launch a7.0@5
+            want 1 2 a7@5[0]!5-15 → Ok(true)
+            at 20 → stop a7.0@5 5-70: told to
+            want 1 3 a7@5[0]!21-21 → Ok(true)
+            at 40 →
         "#]],
     );
 }
