@@ -103,7 +103,7 @@ impl Three {
     }
 
     /// Proposes until the power fails; what was answered.
-    async fn load(&self, round: u32) -> Vec<Vec<u8>> {
+    async fn load(&mut self, round: u32) -> Vec<Vec<u8>> {
         let replicas: Vec<_> = self.nodes.iter().map(|node| node.replica.clone()).collect();
         let client = |client: u32| {
             let mut replicas = replicas.clone().into_iter().cycle();
@@ -131,6 +131,10 @@ impl Three {
         self.disk.die_after(40 + u64::from(round) * 197 % 900);
         eventually("the power fails", || self.disk.is_dead()).await;
         self.disk.cut_power();
+        // Whoever still waits for an answer gets none.
+        for node in std::mem::take(&mut self.nodes) {
+            node.stop().await;
+        }
         let mut answered = Vec::new();
         for client in clients {
             answered.extend(client.await.unwrap());
