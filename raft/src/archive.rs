@@ -110,11 +110,14 @@ pub struct Archive {
     next: AtomicU64,
     /// The same, as of the last checkpoint.
     synced: AtomicU64,
-    /// By key, with the index. All belong to the newest period.
-    waiting: RwLock<BTreeMap<Vec<u8>, (u64, Vec<u8>)>>,
+    /// All of them belong to the newest period.
+    waiting: RwLock<Waiting>,
     /// Held by whoever writes; taken before `waiting`.
     writing: Mutex<Writing>,
 }
+
+/// Index and value by key.
+type Waiting = BTreeMap<Vec<u8>, (u64, Vec<u8>)>;
 
 #[derive(Default)]
 struct Writing {
@@ -348,7 +351,7 @@ impl Archive {
         Ok(())
     }
 
-    fn waiting(&self) -> RwLockReadGuard<'_, BTreeMap<Vec<u8>, (u64, Vec<u8>)>> {
+    fn waiting(&self) -> RwLockReadGuard<'_, Waiting> {
         self.waiting.read().expect("no holder of this lock panics")
     }
 
