@@ -18,6 +18,7 @@ mod machine;
 mod membership;
 mod observer;
 mod offline;
+mod proposals;
 mod recovering;
 mod replica;
 mod seed;

@@ -21,6 +21,9 @@ pub struct Config {
     /// An empty folder becomes a new cluster of one replica.
     #[serde(default)]
     pub bootstrap: bool,
+    /// Agents that may come a second, as all do after a change of leader. Left out: so many that
+    /// those of the whole fabric are back in a quarter of their node lease.
+    pub agents_per_s: Option<u64>,
     /// How many periods of the archive are kept, each of 4,000,000 entries of the log. The same on
     /// every replica, or one knows an old job and another does not.
     #[serde(default = "archive_retain")]
@@ -71,6 +74,11 @@ impl Config {
         let timing = &self.timing;
         if self.replica == Some(0) {
             return Err("replica: is 0; ids begin at 1".into());
+        }
+        if self.agents_per_s.is_some_and(|rate| !(1..=1_000_000).contains(&rate)) {
+            return Err(
+                "agents_per_s: is out of range; choose 1 to 1000000, or leave it out".into()
+            );
         }
         if self.archive_retain == 0 {
             return Err("archive_retain: is 0; keep at least 1 period".into());

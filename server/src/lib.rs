@@ -4,6 +4,7 @@
 //! Holds no business rule of its own: what is true lies in `state`, what should
 //! happen next comes from `placement`, what survives is `raft`'s.
 
+mod admission;
 mod agents;
 mod auth;
 pub mod backup;
@@ -17,10 +18,12 @@ mod liveness;
 mod machine;
 mod members;
 mod replay;
+mod reports;
 mod serve;
 mod server;
 mod services;
 mod setup;
+mod told;
 
 pub use auth::{Principal, Role, rule};
 pub use config::{Config, Timing};

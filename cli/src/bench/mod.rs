@@ -2,12 +2,16 @@
 
 mod bounds;
 mod commit;
+mod cpu;
 mod disk;
 mod etcd;
 mod failover;
 pub(crate) mod figures;
+mod jobs;
+mod placement;
 mod soak;
 mod submit;
+mod wire;
 
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -33,6 +37,11 @@ enum What {
     /// The leader, or all replicas at once, killed under load: how long until work goes on, and
     /// whether anything acknowledged was lost.
     Failover(failover::Args),
+    /// How long the planner takes for a decision, from 1,024 to 131,072 GPUs.
+    Placement(placement::Args),
+    /// Jobs submitted, placed and running a second, with 1,000 simulated agents; then the leader is
+    /// killed under them.
+    Jobs(jobs::Args),
     /// What a replica takes on disk over millions of entries, and how long it takes to open again.
     Disk(disk::Args),
     /// Steady load on three replicas: whether memory, disk and latency stay what they are.
@@ -65,6 +74,8 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode> {
         What::Failover(args) => {
             report(&args.common, async |at| failover::measure(&args, at).await).await
         }
+        What::Placement(args) => report(&args.common, async |_| placement::measure(&args)).await,
+        What::Jobs(args) => report(&args.common, async |at| jobs::measure(&args, at).await).await,
         What::Disk(args) => report(&args.common, async |at| disk::measure(&args, at).await).await,
         What::Soak(args) => report(&args.common, async |at| soak::measure(&args, at).await).await,
     }

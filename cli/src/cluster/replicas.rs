@@ -65,6 +65,12 @@ impl Group {
         self.replicas.iter().map(|replica| replica.addr.to_string()).collect()
     }
 
+    /// The process ids of those that live, by replica.
+    pub(crate) fn pids(&self) -> Vec<(usize, u32)> {
+        let processes = self.replicas.iter().map(|replica| replica.process.as_ref());
+        processes.enumerate().filter_map(|(at, process)| Some((at, process?.pid()))).collect()
+    }
+
     /// A plain client of one replica.
     pub(crate) fn rpc(&self, at: usize) -> Rpc {
         Rpc::connect(&self.replicas[at].addr.to_string())
@@ -91,6 +97,11 @@ impl Group {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         bail!("no replica leads; see {}", self.data.join("logs").display())
+    }
+
+    /// The replica's process id, while it lives.
+    pub(crate) fn pid(&self, at: usize) -> Option<u32> {
+        self.replicas[at].process.as_ref().map(Process::pid)
     }
 
     /// SIGKILL.
