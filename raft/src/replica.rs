@@ -410,8 +410,13 @@ impl Replica {
     /// Stops taking part, writes out what waits and lets go of the folder.
     pub async fn shutdown(&self) {
         self.inner.stopped.set("shut down".into()).ok();
-        if let Err(error) = self.inner.raft.shutdown().await {
-            tracing::warn!(%error, "raft did not stop cleanly");
+        // In a task of its own: openraft panics where a request that waited for its core's end was
+        // dropped before that, as those of a peer are whose connection closes. The rest must end.
+        let raft = self.inner.raft.clone();
+        match tokio::spawn(async move { raft.shutdown().await }).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(%error, "raft did not stop cleanly"),
+            Err(error) => tracing::warn!(%error, "raft did not stop cleanly"),
         }
         self.inner.wal.close().await;
         self.inner.snapshots.close();

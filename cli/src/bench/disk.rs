@@ -204,10 +204,10 @@ fn curve(samples: &[Sample], config: &ReplicaConfig) -> Result<Vec<Figure>> {
         let case = format!("entries={}", sample.entries);
         figures.push(Figure::new("disk_bytes", case, sample.disk() as f64, "B"));
     }
-    let parts: [(&'static str, Part); 6] = [
+    let parts: [(&'static str, Part); 5] = [
         ("disk_growth", Sample::disk),
-        ("log_growth", |sample| sample.log),
-        ("old_segments_growth", |sample| sample.old),
+        // Together: a segment goes from one to the other.
+        ("log_growth", |sample| sample.log + sample.old),
         ("snapshots_growth", |sample| sample.snapshots),
         ("archive_growth", |sample| sample.archive),
         ("memory_growth", |sample| sample.memory),

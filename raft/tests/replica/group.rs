@@ -52,8 +52,10 @@ impl Node {
 
     /// Stops the server and the replica.
     pub(crate) async fn stop(self) {
-        self.server.shutdown_background();
+        // In this order: openraft panics where whoever waits for its core's end first, a handler
+        // of the server for example, is dropped meanwhile and another one waits too.
         self.replica.shutdown().await;
+        self.server.shutdown_background();
     }
 
     pub(crate) fn is_ready_leader(&self) -> bool {
