@@ -307,7 +307,7 @@ mod tests {
         };
         let mut client = Client::new(&global);
         let call = client.call(|ch| async move {
-            cluster(ch).get_status(rowen_api::v1::GetStatusRequest {}).await
+            cluster(ch).get_status(rowen_api::v1::GetStatusRequest::default()).await
         });
         let error = call.await.unwrap_err().to_string();
         assert_eq!(

@@ -23,6 +23,7 @@ use crate::{
     machine::Pending,
     members,
     server::{Done, Server},
+    versions,
 };
 
 /// A quorum is asked to confirm the leadership, for a heartbeat or a hello.
@@ -243,6 +244,7 @@ impl Term {
             let server = self.server.clone();
             self.tending = Some(tokio::spawn(async move {
                 members::step(&server).await;
+                versions::step(&server).await;
                 checkpoints::compare(&server).await
             }));
         }

@@ -21,6 +21,7 @@ mod serve;
 mod server;
 mod services;
 mod setup;
+mod versions;
 
 pub use auth::{Principal, Role, rule};
 pub use config::{Config, Timing};

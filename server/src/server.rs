@@ -3,10 +3,7 @@
 use std::sync::Arc;
 
 use rowen_raft::{Member, ProposeError, Replica};
-use rowen_state::{
-    Cluster, Code, Command, Entry, Reply, RequestId,
-    codec::{self, Kind},
-};
+use rowen_state::{Cluster, Code, Command, Entry, Reply, RequestId, codec};
 use tokio::sync::watch;
 use tonic::{Status, metadata::MetadataValue};
 
@@ -18,6 +15,7 @@ use crate::{
     config::{Config, Timing},
     core::Answer,
     machine::Feed,
+    versions,
 };
 
 /// The metadata key that names the leader in a refusal.
@@ -55,13 +53,14 @@ impl Server {
         command: Command,
     ) -> Result<Done, Status> {
         let Some(at_ms) = self.clock.now_ms() else { return Err(self.not_leading()) };
+        let version = versions::of_command(self, &command).await?;
         let entry = Entry { at_ms, principal: principal.name.clone(), request, command };
-        let bytes = codec::encode(Kind::Entry, &entry).map_err(|error| {
+        let bytes = codec::encode(version, entry).map_err(|error| {
             Status::invalid_argument(format!("request: {error}; make it smaller"))
         })?;
         let committed =
             self.replica.propose(bytes).await.map_err(|error| propose_status(&error))?;
-        let answer: Answer = codec::decode(Kind::Answer, &committed.reply).map_err(|error| {
+        let answer: Answer = codec::decode(&committed.reply).map_err(|error| {
             Status::internal(format!("answer of entry {}: {error}", committed.index))
         })?;
         match answer {

@@ -12,6 +12,7 @@ use std::{
 use anyhow::{Context, bail};
 use rowen_api::v1::{self, cluster_service_client::ClusterServiceClient};
 use rowen_raft::{Member, Replica, ReplicaConfig, ReplicaId};
+use rowen_state::codec::READS_VERSION;
 use serde::{Deserialize, Serialize};
 use tonic::{Code, Status, transport::Endpoint};
 
@@ -182,7 +183,11 @@ async fn ask(peer: &str, addr: &str, id: &v1::RequestId) -> Result<u64, Status> 
         .map_err(|_| Status::invalid_argument("it is no address; give host:port"))?
         .connect_timeout(CONNECT);
     let mut client = ClusterServiceClient::new(endpoint.connect().await.map_err(unavailable)?);
-    let request = v1::AdmitReplicaRequest { request: Some(id.clone()), addr: addr.to_owned() };
+    let request = v1::AdmitReplicaRequest {
+        request: Some(id.clone()),
+        addr: addr.to_owned(),
+        reads_version: READS_VERSION,
+    };
     Ok(client.admit_replica(request).await?.into_inner().id)
 }
 

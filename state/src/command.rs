@@ -96,6 +96,25 @@ pub enum Command {
     RemoveReplica(ReplicaId),
     /// The operator has seen with his own eyes that the node is off.
     ForgetNode(NodeId),
+    /// Every replica of `asked` said that it reads this version: from here on the cluster writes it.
+    RaiseVersion {
+        /// The one after the cluster's.
+        to: u32,
+        /// Who was asked; void if somebody has joined meanwhile.
+        asked: Vec<ReplicaId>,
+    },
+}
+
+impl Command {
+    /// The first cluster version in which this may be asked, fields and all: in an older one some
+    /// replica could not read it.
+    pub fn since(&self) -> u32 {
+        match self {
+            // Whoever is asked to rise to a version has said that it reads it.
+            Command::RaiseVersion { to, .. } => to.saturating_sub(1),
+            _ => 1,
+        }
+    }
 }
 
 /// What an agent says when it comes.

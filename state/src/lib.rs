@@ -20,11 +20,13 @@ mod replica;
 mod requests;
 mod snapshot;
 mod spec;
+mod stored;
 mod table;
+mod v1;
 mod verify;
 
 pub use allocation::{Allocation, Owner, Stop, StopReason, Task, TaskPhase};
-pub use cluster::Cluster;
+pub use cluster::{Cluster, Meta};
 pub use command::{
     Code, Command, Effect, Entry, NodeReport, Outcome, Record, Refusal, Reply, RequestId,
     TaskReport,

@@ -32,6 +32,8 @@ struct ReplicaView {
     matched_index: Option<u64>,
     /// Entries that it lacks.
     lag: Option<u64>,
+    /// Newest cluster version that its build reads; null: it did not answer.
+    reads_version: Option<u32>,
 }
 
 impl ClusterView {
@@ -54,6 +56,7 @@ impl ClusterView {
                     role: role(replica),
                     matched_index: replica.matched,
                     lag: newest.zip(replica.matched).map(|(newest, matched)| newest - matched),
+                    reads_version: replica.reads_version,
                 })
                 .collect(),
         }
@@ -78,9 +81,10 @@ pub(crate) fn show(view: &ClusterView, colour: bool) -> String {
             word(replica.role),
             number(replica.matched_index.map_or_else(none, |index| index.to_string())),
             number(replica.lag.map_or_else(none, |lag| lag.to_string())),
+            number(replica.reads_version.map_or_else(none, |version| version.to_string())),
         ]
     };
-    let head = ["ID", "ADDRESS", "ROLE", "MATCHED", "LAG"];
+    let head = ["ID", "ADDRESS", "ROLE", "MATCHED", "LAG", "READS"];
     let agreed = match view.checkpoint_index {
         Some(index) => format!("a majority agreed at {index}"),
         None => "not compared yet".to_owned(),
@@ -105,7 +109,8 @@ mod tests {
 
     #[test]
     fn a_learner_that_lags() {
-        let replica = |id: u64, leader, voter, matched| ReplicaStatus {
+        let replica = |id: u64, leader, voter, matched, reads_version| ReplicaStatus {
+            reads_version,
             id,
             addr: format!("10.0.0.{id}:7077"),
             leader,
@@ -121,19 +126,19 @@ mod tests {
             state_hash: "0123456789abcdef0123456789abcdef".into(),
             checkpoint: Some(4096),
             replicas: vec![
-                replica(1, false, true, Some(4998)),
-                replica(2, true, true, Some(5000)),
-                replica(4, false, false, Some(17)),
-                replica(5, false, false, None),
+                replica(1, false, true, Some(4998), Some(2)),
+                replica(2, true, true, Some(5000), Some(2)),
+                replica(4, false, false, Some(17), Some(1)),
+                replica(5, false, false, None, None),
             ],
             ..Default::default()
         };
         expect![[r#"
-            ID  ADDRESS        ROLE     MATCHED   LAG
-             1  10.0.0.1:7077  voter       4998     2
-             2  10.0.0.2:7077  leader      5000     0
-             4  10.0.0.4:7077  learner       17  4983
-             5  10.0.0.5:7077  learner        -     -
+            ID  ADDRESS        ROLE     MATCHED   LAG  READS
+             1  10.0.0.1:7077  voter       4998     2      2
+             2  10.0.0.2:7077  leader      5000     0      2
+             4  10.0.0.4:7077  learner       17  4983      1
+             5  10.0.0.5:7077  learner        -     -      -
 
             Log
               Term         7

@@ -80,7 +80,8 @@ fn restore(out: Output, args: &RestoreArgs) -> Outcome {
 async fn status(session: &mut Session, args: WatchArgs) -> Outcome {
     let colour = session.out.colour;
     let fetch = async |client: &mut Client| {
-        let get = |ch| async move { cluster(ch).get_status(GetStatusRequest {}).await };
+        let request = GetStatusRequest { ask_replicas: true };
+        let get = |ch| async move { cluster(ch).get_status(request).await };
         Ok(ClusterView::new(&client.call(get).await?))
     };
     session.list(args.watch, fetch, |view| output::show(view, colour)).await

@@ -15,6 +15,7 @@ use crate::{
     backup::{self, BackupError},
     convert, members,
     server::{Done, Server},
+    versions,
 };
 
 pub(super) struct ClusterApi(pub(super) Arc<Server>);
@@ -26,15 +27,22 @@ const WATCH_PERIOD: Duration = Duration::from_millis(50);
 impl v1::cluster_service_server::ClusterService for ClusterApi {
     async fn get_status(
         &self,
-        _: Request<v1::GetStatusRequest>,
+        request: Request<v1::GetStatusRequest>,
     ) -> Result<Response<v1::ClusterStatus>, Status> {
         let view = self.0.read().await?;
         let server = self.0.clone();
         // verify() walks the whole state.
         let status = tokio::task::spawn_blocking(move || status(&server, &view));
-        Ok(Response::new(
-            status.await.map_err(|error| Status::internal(format!("verify: {error}")))?,
-        ))
+        let mut status =
+            status.await.map_err(|error| Status::internal(format!("verify: {error}")))?;
+        if request.into_inner().ask_replicas {
+            for (id, reads) in versions::ask(&self.0, &self.0.replica.members()).await {
+                if let Some(replica) = status.replicas.iter_mut().find(|r| r.id == id.0) {
+                    replica.reads_version = reads;
+                }
+            }
+        }
+        Ok(Response::new(status))
     }
 
     type WatchOccupancyStream = Pin<Box<dyn Stream<Item = Result<v1::Occupancy, Status>> + Send>>;
@@ -63,9 +71,10 @@ impl v1::cluster_service_server::ClusterService for ClusterApi {
         request: Request<v1::AdmitReplicaRequest>,
     ) -> Result<Response<v1::AdmitReplicaResponse>, Status> {
         let principal = principal(&request)?;
-        let v1::AdmitReplicaRequest { request, addr } = request.into_inner();
+        let v1::AdmitReplicaRequest { request, addr, reads_version } = request.into_inner();
         let id = convert::request_id(request).map_err(invalid)?;
         members::record(&self.0).await?;
+        versions::admits(&self.0, reads_version)?;
         let command = Command::AdmitReplica { id: None, addr };
         let Done { index, reply } = self.0.propose(&principal, id, command).await?;
         let Reply::Replica(id) = reply else {
@@ -188,6 +197,7 @@ fn replicas(server: &Server) -> Vec<v1::ReplicaStatus> {
             addr: status.member.addr,
             voter: status.voter,
             matched: status.matched,
+            reads_version: None,
         })
         .collect()
 }

@@ -5,10 +5,7 @@ use std::{pin::Pin, sync::Arc, time::Duration};
 use futures::Stream;
 use rowen_api::v1;
 use rowen_placement as placement;
-use rowen_state::{
-    Cluster, Command, Job, JobEvent, JobId, JobSpec, Reply,
-    codec::{self, Kind},
-};
+use rowen_state::{Cluster, Command, Job, JobEvent, JobId, JobSpec, Reply, codec};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
@@ -218,7 +215,7 @@ impl JobApi {
     fn archived(&self, id: JobId) -> Result<Option<Job>, Status> {
         let archive = self.0.replica.archive();
         let found = archive.get(&Cluster::job_key(id)).map_err(archive_status)?;
-        found.map(|bytes| codec::decode(Kind::Archive, &bytes).map_err(archive_status)).transpose()
+        found.map(|bytes| codec::decode(&bytes).map_err(archive_status)).transpose()
     }
 
     fn story(&self, id: JobId) -> Result<Vec<v1::JobEvent>, Status> {
@@ -226,8 +223,7 @@ impl JobApi {
         let mut events = Vec::new();
         for line in archive.scan(&Cluster::story_prefix(id)).map_err(archive_status)? {
             let line = line.map_err(archive_status)?;
-            let event: JobEvent =
-                codec::decode(Kind::Archive, &line.value).map_err(archive_status)?;
+            let event: JobEvent = codec::decode(&line.value).map_err(archive_status)?;
             events.push(v1::JobEvent { index: event.index, at_ms: event.at_ms, what: event.what });
         }
         Ok(events.split_off(events.len().saturating_sub(STORY_LINES)))

@@ -3,15 +3,13 @@
 use std::sync::Arc;
 
 use rowen_api::v1;
+use rowen_state::codec::READS_VERSION;
 use tonic::{Request, Response, Status};
 
 use crate::{
     checkpoints::{self, INTERVAL_ENTRIES},
     server::Server,
 };
-
-/// The newest cluster version this build reads.
-pub(crate) const READS_VERSION: u32 = 1;
 
 pub(super) struct ReplicaApi(pub(super) Arc<Server>);
 

@@ -61,6 +61,8 @@ const FAULTS: &[(&str, Fault)] = &[
     ("ids are given out once", |c| c.meta.last_allocation = 2),
     ("ids are given out once", |c| c.meta.last_node = 2),
     ("ids are given out once", |c| c.meta.last_replica = 0),
+    ("the version is one that this build reads", |c| c.meta.version = 0),
+    ("the version is one that this build reads", |c| c.meta.version = 99),
     ("allocated + idle + down = elapsed", |c| slot(c, 1, 7).meter.ms[0] += 1),
     ("meters and ledger agree", |c| gang(c).bound_ms -= 1),
     ("meters and ledger agree", |c| {
@@ -87,10 +89,10 @@ fn every_planted_fault_is_named() {
     for (number, (invariant, plant)) in FAULTS.iter().enumerate() {
         let mut cluster = scene();
         plant(&mut cluster);
-        cluster.nodes.settle();
-        cluster.jobs.settle();
-        cluster.fillers.settle();
-        cluster.allocations.settle();
+        cluster.nodes.settle(cluster.meta.version);
+        cluster.jobs.settle(cluster.meta.version);
+        cluster.fillers.settle(cluster.meta.version);
+        cluster.allocations.settle(cluster.meta.version);
         let found: Vec<_> = cluster.verify().iter().map(|v| v.invariant).collect();
         assert!(found.contains(invariant), "fault {number}, {invariant}: found {found:?}");
     }

@@ -5,6 +5,7 @@
 mod checks;
 mod coverage;
 mod generator;
+mod old_log;
 mod plans;
 mod rng;
 mod specs;
@@ -83,6 +84,10 @@ const WANTED: &[&str] = &[
     "step: forget a node that is heard",
     "step: admit replica",
     "step: remove replica",
+    "step: raise version",
+    "step: raise without asking a replica",
+    "step: raise to a version that is not next",
+    "step: raise to a version of before",
     "fabric grown",
     "fabric shrunk",
     "step: fabric without a busy node",
