@@ -21,6 +21,7 @@ mod serve;
 mod server;
 mod services;
 mod setup;
+mod timing;
 mod versions;
 
 pub use auth::{Principal, Role, rule};

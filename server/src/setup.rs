@@ -6,7 +6,7 @@ use std::{
     fs::{self, File},
     io::{Read, Write},
     path::Path,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use anyhow::{Context, bail};
@@ -89,7 +89,7 @@ pub fn restore(config: &Config, bytes: &[u8]) -> anyhow::Result<u64> {
     config.validate().map_err(anyhow::Error::msg)?;
     refuse_used(config)?;
     let backup = backup::read(bytes)?;
-    let (cluster, id) = backup.cluster.reincarnate(&config.address());
+    let (cluster, id) = backup.cluster.reincarnate(&config.address(), unix_s());
     let member = Member { id: ReplicaId(id.0), addr: config.address() };
     let raft = ReplicaConfig::new(member.id, config.data.clone());
     let snapshot = cluster.to_snapshot()?;
@@ -189,6 +189,10 @@ async fn ask(peer: &str, addr: &str, id: &v1::RequestId) -> Result<u64, Status> 
         reads_version: READS_VERSION,
     };
     Ok(client.admit_replica(request).await?.into_inner().id)
+}
+
+fn unix_s() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
 /// 128 random bits.

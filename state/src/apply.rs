@@ -14,6 +14,7 @@ mod plans;
 mod replicas;
 mod reports;
 mod tick;
+mod timing;
 mod version;
 
 use crate::{
@@ -107,6 +108,8 @@ impl Cluster {
             Command::AdmitReplica { id, addr } => self.admit_replica(*id, addr),
             Command::RemoveReplica(id) => self.remove_replica(*id),
             Command::RaiseVersion { to, asked } => self.raise_version(*to, asked),
+            Command::SetTiming { timing, granted } => self.set_timing(*timing, *granted),
+            Command::SettleTiming { since } => self.settle_timing(*since),
             Command::Report(reports) => {
                 outcome.replan = false; // unless one of them frees something
                 self.report(reports, outcome)

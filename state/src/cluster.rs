@@ -8,8 +8,8 @@ use serde::Serialize;
 use xxhash_rust::xxh3::xxh3_128;
 
 use crate::{
-    Allocation, AllocationId, Effect, Epoch, Filler, FillerId, GpuMask, Job, JobId, JobState, Node,
-    NodeId, Outcome, Owner, Place, Record, Replica, ReplicaId, StopReason, Table,
+    Allocation, AllocationId, Effect, Epoch, Filler, FillerId, GpuMask, InForce, Job, JobId,
+    JobState, Node, NodeId, Outcome, Owner, Place, Record, Replica, ReplicaId, StopReason, Table,
     codec::{self, READS_VERSION, Row, Stored},
     ledger::UsageKey,
     requests::Requests,
@@ -51,6 +51,8 @@ pub struct Meta {
     pub(crate) last_node: u32,
     /// The highest replica id given so far.
     pub last_replica: u64,
+    /// From version 2 on, once it was set: before, each replica goes by its own configuration.
+    pub timing: Option<InForce>,
 }
 
 /// Everything that is true. A clone is cheap: maps are persistent and share
@@ -113,6 +115,7 @@ impl Cluster {
                 last_allocation: 0,
                 last_node: 0,
                 last_replica: 0,
+                timing: None,
             },
             nodes: Table::new(1),
             jobs: Table::new(2),
@@ -177,8 +180,11 @@ impl Cluster {
     /// The state as a cluster restored from a backup begins with it: a new incarnation, so that
     /// epochs of before are older than any of after, and one replica with an id never used.
     #[must_use]
-    pub fn reincarnate(mut self, addr: &str) -> (Cluster, ReplicaId) {
-        self.meta.incarnation += 1;
+    pub fn reincarnate(mut self, addr: &str, unix_s: u64) -> (Cluster, ReplicaId) {
+        // Two restores of one backup must not be one incarnation: what one of them gave away, agents
+        // would take for the other's. In a fence it has 32 bits: enough until 2106.
+        let unix_s = unix_s.min(u32::MAX.into());
+        self.meta.incarnation = (self.meta.incarnation + 1).max(unix_s);
         for id in self.replicas.iter().map(|(id, _)| id).collect::<Vec<_>>() {
             self.replicas.remove(id);
         }

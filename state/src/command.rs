@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     AllocationId, Epoch, FieldError, FillerId, FillerSpec, JobId, JobSpec, NodeId, Plan, ReplicaId,
-    TaskPhase,
+    TaskPhase, Timing,
 };
 
 /// One entry of the log. Enums here are only ever appended to.
@@ -103,6 +103,19 @@ pub enum Command {
         /// Who was asked; void if somebody has joined meanwhile.
         asked: Vec<ReplicaId>,
     },
+    /// Every replica goes by this timing.
+    SetTiming {
+        /// From here on.
+        timing: Timing,
+        /// The widest that replicas may have granted by their configuration, when the state gets
+        /// its first.
+        granted: Option<Timing>,
+    },
+    /// No lease is left that was granted under a timing before the one set at index `since`.
+    SettleTiming {
+        /// [`crate::InForce::since`].
+        since: u64,
+    },
 }
 
 impl Command {
@@ -112,6 +125,7 @@ impl Command {
         match self {
             // Whoever is asked to rise to a version has said that it reads it.
             Command::RaiseVersion { to, .. } => to.saturating_sub(1),
+            Command::SetTiming { .. } | Command::SettleTiming { .. } => 2,
             _ => 1,
         }
     }

@@ -22,6 +22,7 @@ mod snapshot;
 mod spec;
 mod stored;
 mod table;
+mod timing;
 mod v1;
 mod verify;
 
@@ -41,4 +42,5 @@ pub use replica::Replica;
 pub use snapshot::SnapshotError;
 pub use spec::{FieldError, FillerSpec, JobSpec, Probe, Resources};
 pub use table::Table;
+pub use timing::{InForce, Timing};
 pub use verify::Violation;

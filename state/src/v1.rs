@@ -109,7 +109,9 @@ impl CommandV1 {
             Command::AdmitReplica { id, addr } => CommandV1::AdmitReplica { id, addr },
             Command::RemoveReplica(id) => CommandV1::RemoveReplica(id),
             Command::ForgetNode(node) => CommandV1::ForgetNode(node),
-            Command::RaiseVersion { .. } => return None,
+            Command::RaiseVersion { .. }
+            | Command::SetTiming { .. }
+            | Command::SettleTiming { .. } => return None,
         })
     }
 }
@@ -174,6 +176,7 @@ impl From<MetaV1> for Meta {
             last_allocation: old.last_allocation,
             last_node: old.last_node,
             last_replica: old.last_replica,
+            timing: None,
         }
     }
 }

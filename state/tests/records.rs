@@ -7,6 +7,7 @@ use rowen_state::{
     AllocationId, Cluster, Code, Command, Decision, Entry, Epoch, FillerId, FillerSpec, GpuMask,
     Hold, Job, JobEvent, JobId, JobSpec, JobState, NodeId, NodeReport, Place, Plan, Probe, Refusal,
     ReplicaId, Reply, RequestId, Resources, SnapshotError, StopReason, Task, TaskPhase, TaskReport,
+    Timing,
     codec::{self, CodecError, Kind, READS_VERSION, Stored},
 };
 use rowen_topology::{Level, drawing};
@@ -129,6 +130,10 @@ fn plan() -> Plan {
     }
 }
 
+fn timing(node_lease_ms: u64) -> Timing {
+    Timing { node_lease_ms, heartbeat_ms: 1_000, kill_ms: 2_000, drift_ppm: 500 }
+}
+
 /// Every command by the name of its file. The match below makes a new variant a compile error.
 fn commands() -> Vec<(&'static str, Command)> {
     let fabric = drawing::parse(
@@ -164,6 +169,8 @@ fn commands() -> Vec<(&'static str, Command)> {
         Command::RemoveReplica(ReplicaId(2)),
         Command::ForgetNode(node),
         Command::RaiseVersion { to: 2, asked: vec![ReplicaId(1), ReplicaId(4)] },
+        Command::SetTiming { timing: timing(10_000), granted: Some(timing(20_000)) },
+        Command::SettleTiming { since: 12 },
     ];
     let name = |command: &Command| match command {
         Command::Tick => "tick",
@@ -186,6 +193,8 @@ fn commands() -> Vec<(&'static str, Command)> {
         Command::RemoveReplica(_) => "remove-replica",
         Command::ForgetNode(_) => "forget-node",
         Command::RaiseVersion { .. } => "raise-version",
+        Command::SetTiming { .. } => "set-timing",
+        Command::SettleTiming { .. } => "settle-timing",
     };
     commands.into_iter().map(|command| (name(&command), command)).collect()
 }
@@ -296,8 +305,12 @@ fn archive() {
 fn snapshot() {
     for version in 1..=READS_VERSION {
         let mut story = story();
-        for to in 2..=version {
-            let command = Command::RaiseVersion { to, asked: vec![ReplicaId(1)] };
+        let raise = |to| Command::RaiseVersion { to, asked: vec![ReplicaId(1)] };
+        let mut more: Vec<Command> = (2..=version).map(raise).collect();
+        if version == 2 {
+            more.push(Command::SetTiming { timing: timing(10_000), granted: Some(timing(20_000)) });
+        }
+        for command in more {
             let entry = Entry { request: None, ..entry(command) };
             let answer = story.apply(story.applied() + 1, &entry).answer;
             assert_eq!(answer, Some(Ok(Reply::Done)));
@@ -313,7 +326,10 @@ fn check_story(bytes: &[u8], version: u32) {
     assert_eq!(restored.to_snapshot().expect("written again"), bytes);
     assert_eq!(restored.meta().version, version);
     assert_eq!(restored.verify(), []);
-    assert_eq!((restored.applied(), restored.replicas().len()), (10 + u64::from(version), 1));
+    assert_eq!(
+        (restored.applied(), restored.replicas().len()),
+        (if version == 1 { 11 } else { 13 }, 1)
+    );
     let states: Vec<_> = restored.jobs().values().map(|job| job.state).collect();
     assert_eq!(states, [JobState::Completed, JobState::Holding]);
     assert_eq!(restored.allocations().len(), 1);

@@ -4,7 +4,7 @@ use std::{pin::Pin, sync::Arc, time::Duration};
 
 use futures::Stream;
 use rowen_api::v1::{self, AgentMessage, ServerMessage, agent_message, server_message};
-use rowen_state::{Command, NodeId};
+use rowen_state::{Command, NodeId, Timing};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
@@ -15,6 +15,7 @@ use crate::{
     convert,
     leader::{self, Renewal, Verdict},
     server::Server,
+    timing,
 };
 
 /// The wire between agents and replicas.
@@ -73,6 +74,8 @@ struct Session {
     fence: u64,
     /// Log index of its coming.
     came: u64,
+    /// The times it was told.
+    timing: Timing,
     /// What is being done for it.
     busy: Arc<Semaphore>,
     /// Resolves when the stream has to end.
@@ -95,14 +98,14 @@ impl Session {
         let report =
             convert::node_report(node, &hello).map_err(|error| refused(error.to_string(), true))?;
         let principal = Principal { name: format!("agent/{}", hello.node), ..Principal::own("") };
-        if renew(&renewals, None).await != Verdict::Confirmed {
+        let timing = timing::in_force(&server, &view);
+        if renew(&renewals, None, timing).await != Verdict::Confirmed {
             return Err(not_leading(&server));
         }
         if outgoing.is_closed() {
             // It has lost its patience and comes again: this hello is old.
             return Err(refused("the agent went away".into(), false));
         }
-        let timing = *server.timing();
         let welcome = v1::Welcome {
             term: fence,
             node_lease_ms: timing.node_lease_ms,
@@ -123,7 +126,19 @@ impl Session {
         tracing::info!(node = hello.node, "agent attached");
         let busy = Arc::new(Semaphore::new(BUSY));
         let name = hello.node;
-        Ok(Session { server, renewals, outgoing, principal, node, name, fence, came, busy, cut })
+        Ok(Session {
+            server,
+            renewals,
+            outgoing,
+            principal,
+            node,
+            name,
+            fence,
+            came,
+            timing,
+            busy,
+            cut,
+        })
     }
 
     async fn run(mut self, mut incoming: Streaming<AgentMessage>) {
@@ -162,10 +177,10 @@ impl Session {
     fn heartbeat(&self, heartbeat: v1::Heartbeat, permit: OwnedSemaphorePermit) {
         let (renewals, outgoing, server) =
             (self.renewals.clone(), self.outgoing.clone(), self.server.clone());
-        let (node, fence, came) = (self.node, self.fence, self.came);
+        let (node, fence, came, timing) = (self.node, self.fence, self.came, self.timing);
         tokio::spawn(async move {
             let _permit = permit;
-            match renew(&renewals, Some(node)).await {
+            match renew(&renewals, Some(node), timing).await {
                 Verdict::Confirmed => {}
                 Verdict::Unconfirmed => return, // the agent finds out by the silence
                 Verdict::ComeAgain => return server.sessions.detach(node, came),
@@ -201,9 +216,13 @@ impl Session {
     }
 }
 
-async fn renew(renewals: &mpsc::Sender<Renewal>, node: Option<NodeId>) -> Verdict {
+async fn renew(
+    renewals: &mpsc::Sender<Renewal>,
+    node: Option<NodeId>,
+    welcomed: Timing,
+) -> Verdict {
     let (done, verdict) = oneshot::channel();
-    match renewals.send(Renewal { node, done }).await {
+    match renewals.send(Renewal { node, welcomed, done }).await {
         Ok(()) => verdict.await.unwrap_or(Verdict::Unconfirmed),
         Err(_) => Verdict::Unconfirmed,
     }

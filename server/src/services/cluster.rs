@@ -15,7 +15,7 @@ use crate::{
     backup::{self, BackupError},
     convert, members,
     server::{Done, Server},
-    versions,
+    timing, versions,
 };
 
 pub(super) struct ClusterApi(pub(super) Arc<Server>);
@@ -117,6 +117,21 @@ impl v1::cluster_service_server::ClusterService for ClusterApi {
         Ok(Response::new(v1::TransferLeadershipResponse { to: to.0 }))
     }
 
+    async fn set_timing(
+        &self,
+        request: Request<v1::SetTimingRequest>,
+    ) -> Result<Response<v1::SetTimingResponse>, Status> {
+        let principal = principal(&request)?;
+        let v1::SetTimingRequest { request, change } = request.into_inner();
+        let id = convert::request_id(request).map_err(invalid)?;
+        self.0.read().await?;
+        let timing = timing::changed(&self.0, &change.unwrap_or_default());
+        timing.validate().map_err(invalid)?;
+        let command = Command::SetTiming { timing, granted: None };
+        let index = self.0.propose(&principal, id, command).await?.index;
+        Ok(Response::new(v1::SetTimingResponse { index, timing: Some(timing::to_proto(timing)) }))
+    }
+
     type BackupStream = Pin<Box<dyn Stream<Item = Result<v1::BackupChunk, Status>> + Send>>;
 
     async fn backup(
@@ -144,6 +159,7 @@ impl v1::cluster_service_server::ClusterService for ClusterApi {
 
 fn status(server: &Server, view: &Cluster) -> v1::ClusterStatus {
     let metrics = server.replica.metrics();
+    let in_force = view.meta().timing;
     let time_ms = view.gpu_time_ms();
     let of = |class: Class| time_ms[class as usize];
     let jobs = |wanted: fn(JobState) -> bool| {
@@ -183,6 +199,9 @@ fn status(server: &Server, view: &Cluster) -> v1::ClusterStatus {
         simulated: view.nodes().values().any(|node| node.simulated),
         checkpoint: server.checkpoints.agreed(),
         cluster_version: view.meta().version,
+        timing: Some(timing::to_proto(timing::in_force(server, view))),
+        timing_since: in_force.map_or(0, |in_force| in_force.since),
+        timing_settling: in_force.is_some_and(|in_force| in_force.earlier.is_some()),
     }
 }
 

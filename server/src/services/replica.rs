@@ -9,6 +9,7 @@ use tonic::{Request, Response, Status};
 use crate::{
     checkpoints::{self, INTERVAL_ENTRIES},
     server::Server,
+    timing,
 };
 
 pub(super) struct ReplicaApi(pub(super) Arc<Server>);
@@ -26,6 +27,7 @@ impl v1::replica_service_server::ReplicaService for ReplicaApi {
             state_hash,
             reads_version: READS_VERSION,
             interval: INTERVAL_ENTRIES,
+            timing: Some(timing::to_proto(self.0.timing().initial())),
         }))
     }
 

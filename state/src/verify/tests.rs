@@ -4,8 +4,8 @@ use rowen_topology::{NodePos, drawing};
 
 use crate::{
     AllocationId, Class, Cluster, Command, Decision, Duty, Entry, Epoch, FillerId, FillerSpec,
-    FillerState, GpuMask, JobId, JobSpec, Liveness, NodeId, NodeReport, Place, Plan, Reply,
-    Resources, Stop, StopReason, TaskPhase, TaskReport, ledger::UsageKey,
+    FillerState, GpuMask, InForce, JobId, JobSpec, Liveness, NodeId, NodeReport, Place, Plan,
+    Reply, Resources, Stop, StopReason, TaskPhase, TaskReport, Timing, ledger::UsageKey,
 };
 
 type Fault = fn(&mut Cluster);
@@ -62,6 +62,14 @@ const FAULTS: &[(&str, Fault)] = &[
     ("ids are given out once", |c| c.meta.last_node = 2),
     ("ids are given out once", |c| c.meta.last_replica = 0),
     ("the version is one that this build reads", |c| c.meta.version = 0),
+    ("timing belongs to version 2", |c| c.meta.timing = Some(in_force())),
+    ("the timing can be kept", |c| {
+        let timing = Timing { kill_ms: 0, ..in_force().timing };
+        c.meta.timing = Some(InForce { timing, ..in_force() });
+    }),
+    ("the timing comes from the log", |c| {
+        c.meta.timing = Some(InForce { since: 1_000, ..in_force() });
+    }),
     ("the version is one that this build reads", |c| c.meta.version = 99),
     ("allocated + idle + down = elapsed", |c| slot(c, 1, 7).meter.ms[0] += 1),
     ("meters and ledger agree", |c| gang(c).bound_ms -= 1),
@@ -83,6 +91,12 @@ const FAULTS: &[(&str, Fault)] = &[
         c.derived.pos_of.insert(NodeId(1), NodePos(2));
     }),
 ];
+
+fn in_force() -> InForce {
+    let timing =
+        Timing { node_lease_ms: 10_000, heartbeat_ms: 1_000, kill_ms: 2_000, drift_ppm: 1_000 };
+    InForce { timing, since: 1, earlier: None }
+}
 
 #[test]
 fn every_planted_fault_is_named() {

@@ -51,6 +51,7 @@ impl Memory {
         check_pushes(before, (&was, &self.desired), outcome, after)?;
         check_ends(before, &step.entry.command, after)?;
         check_version(before, step, &answer, after)?;
+        check_timing(before, &step.entry.command, after)?;
         check_transitions(before, outcome, after, coverage)?;
         self.check_fences(before, after)?;
         cover(before, step, &answer, after, coverage);
@@ -211,6 +212,26 @@ fn check_version(
         Ok(read) if read == *entry => Ok(()),
         read => Err(format!("written as {entry:?}, read as {read:?}")),
     }
+}
+
+/// Whatever timing was granted before and is not settled is covered by what is remembered.
+fn check_timing(before: &Cluster, command: &Command, after: &Cluster) -> Result<(), String> {
+    let (was, is) = (before.meta().timing, after.meta().timing);
+    if was == is || matches!(command, Command::SettleTiming { .. }) {
+        return Ok(());
+    }
+    let Command::SetTiming { granted, .. } = command else {
+        return Err(format!("{was:?} became {is:?} by {command:?}"));
+    };
+    let is = is.ok_or("the timing is gone")?;
+    let covered = is.earlier.map_or(is.timing, |earlier| earlier.widest(is.timing));
+    let owed = was.into_iter().flat_map(|was| [Some(was.timing), was.earlier]);
+    for owed in owed.chain([*granted]).flatten() {
+        if covered.widest(owed) != covered {
+            return Err(format!("{owed:?} is owed, {is:?} does not cover it"));
+        }
+    }
+    Ok(())
 }
 
 /// Each change of a job's state leaves a line in its story.

@@ -2,7 +2,7 @@
 
 use rowen_state::{
     AllocationId, Cluster, Code, Command, Decision, Entry, Epoch, GpuMask, Liveness, NodeId,
-    NodeReport, Outcome, Owner, Plan, ReplicaId, RequestId, TaskPhase, TaskReport,
+    NodeReport, Outcome, Owner, Plan, ReplicaId, RequestId, TaskPhase, TaskReport, Timing,
     codec::READS_VERSION,
 };
 
@@ -203,6 +203,7 @@ impl Generator {
                 let plan = Plan { based_on: cluster.applied(), decisions: vec![decision] };
                 (what, Command::CommitPlan(plan), Expect::AllRejected)
             }
+            97 if self.rng.chance(60) => self.draw_timing(cluster),
             97 => self.draw_version(cluster)?,
             _ => self.draw_fabric(cluster)?,
         })
@@ -223,6 +224,40 @@ impl Generator {
             _ => ("raise version", to, Expect::Any),
         };
         Some((what, Command::RaiseVersion { to, asked }, expect))
+    }
+
+    /// A timing in and out of bounds, and the end of the leases of the one before.
+    fn draw_timing(&mut self, cluster: &Cluster) -> Drawn {
+        let node_lease_ms = self.rng.between(3, 30) * 1_000;
+        let drawn = Timing { node_lease_ms, heartbeat_ms: 700, kill_ms: 2_000, drift_ppm: 500 };
+        let timing = match self.rng.below(4) {
+            0 => Timing { kill_ms: 499, ..drawn },
+            1 => Timing { heartbeat_ms: node_lease_ms / 3 + 1, ..drawn },
+            2 => Timing { drift_ppm: 100_001, ..drawn },
+            _ => Timing { node_lease_ms: 3_600_001, ..drawn },
+        };
+        let refused = |code| Expect::Refused(code);
+        let set = |timing, granted| Command::SetTiming { timing, granted };
+        let Some(in_force) = cluster.meta().timing else {
+            if cluster.meta().version < 2 {
+                return ("timing in an old version", set(drawn, None), refused(Code::Conflict));
+            }
+            let granted = Timing { node_lease_ms: 40_000, ..drawn };
+            return ("first timing", set(drawn, Some(granted)), Expect::Any);
+        };
+        match self.rng.below(10) {
+            0..=2 => ("invalid timing", set(timing, None), refused(Code::Invalid)),
+            3 => ("the same timing", set(in_force.timing, None), Expect::Nothing),
+            4 => {
+                let since = in_force.since + 1;
+                ("settle another timing", Command::SettleTiming { since }, refused(Code::Conflict))
+            }
+            5..=6 => {
+                let since = in_force.since;
+                ("settle timing", Command::SettleTiming { since }, Expect::Any)
+            }
+            _ => ("set timing", set(drawn, None), Expect::Any),
+        }
     }
 
     fn draw_job_command(&mut self, cluster: &Cluster) -> Option<Drawn> {
