@@ -16,6 +16,7 @@ mod leader;
 mod liveness;
 mod machine;
 mod members;
+mod read;
 mod replay;
 mod serve;
 mod server;

@@ -69,7 +69,8 @@ impl Server {
         }
     }
 
-    /// The state, at least as new as everything acknowledged before this call.
+    /// The state, at least as new as everything acknowledged before this call. Only the leader has
+    /// it: for what is then proposed. Reads for others: `read.rs`.
     pub(crate) async fn read(&self) -> Result<Arc<Cluster>, Status> {
         self.replica.read_index().await.map_err(|error| propose_status(&error))?;
         Ok(self.feed.views.borrow().clone())
@@ -110,7 +111,7 @@ fn refusal_status(code: Code, message: String) -> Status {
     }
 }
 
-fn propose_status(error: &ProposeError) -> Status {
+pub(crate) fn propose_status(error: &ProposeError) -> Status {
     match error {
         ProposeError::NotLeader { leader } => not_leader(leader.as_ref()),
         ProposeError::TooLarge { .. } => Status::invalid_argument(error.to_string()),

@@ -17,9 +17,22 @@ pub(crate) struct ClusterView {
     applied_index: u64,
     /// Hex, after the entry at `applied_index`.
     state_hash: String,
+    timing: TimingView,
     /// Newest index at which a majority had the same state hash.
     checkpoint_index: Option<u64>,
     replicas: Vec<ReplicaView>,
+}
+
+#[derive(Debug, Default, Serialize)]
+struct TimingView {
+    node_lease_ms: u64,
+    heartbeat_ms: u64,
+    kill_ms: u64,
+    drift_ppm: u64,
+    /// Log index that put it in force; 0: it is the leader's configuration.
+    since_index: u64,
+    /// Leases of an earlier timing may be held: their margin holds too.
+    settling: bool,
 }
 
 #[derive(Debug, Serialize)]
@@ -47,6 +60,7 @@ impl ClusterView {
             applied_index: status.applied,
             state_hash: status.state_hash.clone(),
             checkpoint_index: status.checkpoint,
+            timing: timing(status),
             replicas: status
                 .replicas
                 .iter()
@@ -60,6 +74,18 @@ impl ClusterView {
                 })
                 .collect(),
         }
+    }
+}
+
+fn timing(status: &ClusterStatus) -> TimingView {
+    let timing = status.timing.unwrap_or_default();
+    TimingView {
+        node_lease_ms: timing.node_lease_ms,
+        heartbeat_ms: timing.heartbeat_ms,
+        kill_ms: timing.kill_ms,
+        drift_ppm: timing.drift_ppm,
+        since_index: status.timing_since,
+        settling: status.timing_settling,
     }
 }
 
@@ -95,6 +121,21 @@ pub(crate) fn show(view: &ClusterView, colour: bool) -> String {
         ("State hash", view.state_hash.clone()),
         ("Checkpoint", agreed),
         ("Incarnation", view.incarnation.to_string()),
+        (
+            "Timing",
+            format!(
+                "node lease {} ms, heartbeat {} ms, kill {} ms, drift {} ppm; {}{}",
+                view.timing.node_lease_ms,
+                view.timing.heartbeat_ms,
+                view.timing.kill_ms,
+                view.timing.drift_ppm,
+                match view.timing.since_index {
+                    0 => "by the leader's configuration".to_owned(),
+                    index => format!("since index {index}"),
+                },
+                if view.timing.settling { ", leases of an earlier one may be held" } else { "" },
+            ),
+        ),
         ("Version", format!("{}, cluster version {}", view.version, view.cluster_version)),
     ];
     let replicas = columns(&head, view.replicas.iter().map(row).collect(), colour);
@@ -125,6 +166,13 @@ mod tests {
             applied: 5000,
             state_hash: "0123456789abcdef0123456789abcdef".into(),
             checkpoint: Some(4096),
+            timing: Some(rowen_api::v1::Timing {
+                node_lease_ms: 10_000,
+                heartbeat_ms: 1_000,
+                kill_ms: 2_000,
+                drift_ppm: 1_000,
+            }),
+            timing_since: 3,
             replicas: vec![
                 replica(1, false, true, Some(4998), Some(2)),
                 replica(2, true, true, Some(5000), Some(2)),
@@ -146,6 +194,7 @@ mod tests {
               State hash   0123456789abcdef0123456789abcdef
               Checkpoint   a majority agreed at 4096
               Incarnation  1
+              Timing       node lease 10000 ms, heartbeat 1000 ms, kill 2000 ms, drift 1000 ppm; since index 3
               Version      0.1.0, cluster version 1"#]]
         .assert_eq(&show(&ClusterView::new(&status), false));
     }

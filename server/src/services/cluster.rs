@@ -29,10 +29,13 @@ impl v1::cluster_service_server::ClusterService for ClusterApi {
         &self,
         request: Request<v1::GetStatusRequest>,
     ) -> Result<Response<v1::ClusterStatus>, Status> {
-        let view = self.0.read().await?;
-        let server = self.0.clone();
+        let view = match request.get_ref().ask_replicas {
+            true => self.0.read_at_leader(&request).await?, // it knows how far they are
+            false => self.0.read_for(&request).await?,
+        };
+        let (server, walked) = (self.0.clone(), view.clone());
         // verify() walks the whole state.
-        let status = tokio::task::spawn_blocking(move || status(&server, &view));
+        let status = tokio::task::spawn_blocking(move || status(&server, &walked));
         let mut status =
             status.await.map_err(|error| Status::internal(format!("verify: {error}")))?;
         if request.into_inner().ask_replicas {
@@ -42,15 +45,16 @@ impl v1::cluster_service_server::ClusterService for ClusterApi {
                 }
             }
         }
-        Ok(Response::new(status))
+        Ok(view.answer(status))
     }
 
     type WatchOccupancyStream = Pin<Box<dyn Stream<Item = Result<v1::Occupancy, Status>> + Send>>;
 
     async fn watch_occupancy(
         &self,
-        _: Request<v1::WatchOccupancyRequest>,
+        request: Request<v1::WatchOccupancyRequest>,
     ) -> Result<Response<Self::WatchOccupancyStream>, Status> {
+        let view = self.0.read_for(&request).await?;
         let mut views = self.0.feed.views.clone();
         views.mark_changed();
         let (sender, receiver) = mpsc::channel(1);
@@ -63,7 +67,8 @@ impl v1::cluster_service_server::ClusterService for ClusterApi {
                 tokio::time::sleep(WATCH_PERIOD).await;
             }
         });
-        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+        let answers: Self::WatchOccupancyStream = Box::pin(ReceiverStream::new(receiver));
+        Ok(view.answer(answers))
     }
 
     async fn admit_replica(
@@ -136,9 +141,10 @@ impl v1::cluster_service_server::ClusterService for ClusterApi {
 
     async fn backup(
         &self,
-        _: Request<v1::BackupRequest>,
+        request: Request<v1::BackupRequest>,
     ) -> Result<Response<Self::BackupStream>, Status> {
-        let view = self.0.read().await?;
+        let read = self.0.read_for(&request).await?;
+        let view = read.clone();
         let replica = self.0.replica.clone();
         let (sender, receiver) = mpsc::channel(4);
         tokio::task::spawn_blocking(move || {
@@ -153,7 +159,8 @@ impl v1::cluster_service_server::ClusterService for ClusterApi {
                 let _ = sender.blocking_send(Err(Status::internal(error.to_string())));
             }
         });
-        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+        let chunks: Self::BackupStream = Box::pin(ReceiverStream::new(receiver));
+        Ok(read.answer(chunks))
     }
 }
 

@@ -5,3 +5,6 @@ mod failover;
 mod freeze;
 mod group;
 mod members;
+mod reads;
+mod upgrade;
+mod version;
