@@ -237,9 +237,7 @@ pub(crate) fn may_pass(status: &Status) -> bool {
 }
 
 /// The outer error is final, the inner one says why this address does not answer.
-async fn connect(
-    addr: &str,
-) -> Result<Result<tonic::transport::Channel, String>, CallError> {
+async fn connect(addr: &str) -> Result<Result<tonic::transport::Channel, String>, CallError> {
     let bad = || CallError::BadAddress { addr: addr.to_owned() };
     if addr.contains('/') || !addr.contains(':') {
         return Err(bad());
@@ -306,7 +304,8 @@ mod tests {
 
     #[test]
     fn request_ids_differ_and_rise() {
-        let global = GlobalArgs { addr: vec![], read: None, output: crate::args::OutputFormat::Table };
+        let global =
+            GlobalArgs { addr: vec![], read: None, output: crate::args::OutputFormat::Table };
         let (mut a, mut b) = (Client::new(&global), Client::new(&global));
         let (first, second) = (a.request_id().unwrap(), a.request_id().unwrap());
         assert_eq!((first.seq, second.seq), (1, 2));

@@ -340,8 +340,15 @@ mod tests {
         world.come();
         let first = in_force(&mut world, 60_000);
         let mut watch = Watch::new(MARGINS, &world.0, 0);
-        assert_eq!(lost_at(watch.clone(), &world), 62_070, "the state's timing, not the configured");
-        assert!(!watch.renew(&world.0, NODE, MARGINS, 0), "it was welcomed under the configured one");
+        assert_eq!(
+            lost_at(watch.clone(), &world),
+            62_070,
+            "the state's timing, not the configured"
+        );
+        assert!(
+            !watch.renew(&world.0, NODE, MARGINS, 0),
+            "it was welcomed under the configured one"
+        );
         assert!(watch.renew(&world.0, NODE, first, 0));
 
         let second = in_force(&mut world, 6_000);
@@ -366,7 +373,10 @@ mod tests {
         world.apply(Command::SetFabric(fabric)).unwrap();
         world.come();
         let mut watch = Watch::new(MARGINS, &world.0, 0);
-        assert!(watch.renew(&world.0, NODE, MARGINS, 0), "the configured one, as long as there is no other");
+        assert!(
+            watch.renew(&world.0, NODE, MARGINS, 0),
+            "the configured one, as long as there is no other"
+        );
         let longer = in_force(&mut world, 60_000);
         assert!(watch.renew(&world.0, NODE, longer, 0));
         assert_eq!(lost_at(watch, &world), 62_070);

@@ -50,7 +50,8 @@ pub(crate) async fn compare(server: &Server) {
         if let Some(in_force) = in_force.filter(|in_force| in_force.since != compared) {
             compared = in_force.since;
             let configured = server.timing().initial().fields();
-            for ((field, own), (_, cluster)) in configured.into_iter().zip(in_force.timing.fields()) {
+            for ((field, own), (_, cluster)) in configured.into_iter().zip(in_force.timing.fields())
+            {
                 if own != cluster {
                     tracing::warn!(
                         own,

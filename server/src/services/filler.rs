@@ -42,10 +42,8 @@ impl v1::filler_service_server::FillerService for FillerApi {
     ) -> Result<Response<v1::ListFillersResponse>, Status> {
         let view = self.0.read_for(&request).await?;
         let fillers = view.fillers().values().map(|filler| convert::filler_to_proto(&view, filler));
-        Ok(view.answer(v1::ListFillersResponse {
-            fillers: fillers.collect(),
-            index: view.applied(),
-        }))
+        Ok(view
+            .answer(v1::ListFillersResponse { fillers: fillers.collect(), index: view.applied() }))
     }
 
     async fn get_filler(

@@ -28,8 +28,8 @@ fn replicas_of_two_builds_share_a_cluster() {
     let mut figures = Vec::new();
 
     let stop = AtomicBool::new(false);
+    let addrs = group.addrs.join(",");
     let acknowledged = std::thread::scope(|scope| {
-        let addrs = group.addrs.join(",");
         let load = scope.spawn(|| submit_until(&stop, &old, &addrs));
         let steps = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             replace_all(&mut group, &old, &mut figures);
