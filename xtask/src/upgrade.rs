@@ -73,8 +73,9 @@ fn build(root: &Path, folder: &Path, commit: &str) -> anyhow::Result<PathBuf> {
     if !source.join("Cargo.toml").exists() {
         fs::create_dir_all(folder)?;
         let _ = git(root).args(["worktree", "prune"]).status(); // of one whose folder was deleted
-        let added = git(root).args(["worktree", "add", "--detach"]).arg(&source).arg(commit);
-        let added = added.stdout(std::io::stderr()).status().context("cannot run git")?;
+        let mut add = git(root);
+        add.args(["worktree", "add", "--detach"]).arg(&source).arg(commit);
+        let added = add.stdout(std::io::stderr()).status().context("cannot run git")?;
         ensure!(added.success(), "git cannot make a worktree in {}", source.display());
     }
     let target = folder.join("target");
