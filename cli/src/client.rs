@@ -124,6 +124,7 @@ impl Client {
     {
         let deadline = Instant::now() + PATIENCE;
         let mut pause = PAUSES.0;
+        let mut before = None;
         loop {
             let answered = self.answered;
             let problem = match self.connected().await {
@@ -144,13 +145,18 @@ impl Client {
                         Ok(Err(status)) => {
                             return Err(CallError::Refused { status: Box::new(status) });
                         }
-                        Err(_) => return Err(CallError::Silent { addr: addr.clone() }),
+                        // What was said before says more than that it took too long to say it again.
+                        Err(_) => {
+                            let silent = CallError::Silent { addr: addr.clone() };
+                            return Err(before.unwrap_or(silent));
+                        }
                     }
                 }
             };
             if Instant::now() + pause >= deadline {
                 return Err(problem);
             }
+            before = Some(problem);
             sleep(pause).await;
             pause = (pause * 2).min(PAUSES.1);
         }

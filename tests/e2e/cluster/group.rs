@@ -21,6 +21,8 @@ pub(super) struct Group {
     pub(super) addrs: Vec<String>,
     /// What is started from here on; a rolling upgrade changes it on the way.
     pub(super) exe: PathBuf,
+    /// Of the configurations written from here on.
+    pub(super) node_lease_ms: u64,
     replicas: BTreeMap<usize, Child>,
     agents: BTreeMap<String, Child>,
     guard: Child,
@@ -29,11 +31,11 @@ pub(super) struct Group {
 impl Group {
     /// Sets up so many replicas and waits until each has its vote.
     pub(super) fn start(folder: &Path, count: usize) -> Group {
-        Group::start_as(ROWEN.into(), folder, count)
+        Group::start_as(ROWEN.into(), 2_000, folder, count)
     }
 
-    /// The same with another build.
-    pub(super) fn start_as(exe: PathBuf, folder: &Path, count: usize) -> Group {
+    /// The same with another build, and node leases of this length.
+    pub(super) fn start_as(exe: PathBuf, node_lease_ms: u64, folder: &Path, count: usize) -> Group {
         let folder = folder.canonicalize().unwrap();
         // Ends what is left when this process is gone, whatever way.
         let guard = Command::new(ROWEN)
@@ -48,7 +50,7 @@ impl Group {
         let addrs: Vec<String> = free.take(count).map(|port| format!("127.0.0.1:{port}")).collect();
         assert_eq!(addrs.len(), count, "no free ports");
         let (replicas, agents) = (BTreeMap::new(), BTreeMap::new());
-        let mut group = Group { folder, addrs, exe, replicas, agents, guard };
+        let mut group = Group { folder, addrs, exe, node_lease_ms, replicas, agents, guard };
         for number in 1..=count {
             let config = group.write_config(number, &format!("replica-{number}"));
             let joined = match number {
@@ -66,9 +68,10 @@ impl Group {
     pub(super) fn write_config(&self, number: usize, data: &str) -> String {
         let path = self.config(number);
         let config = format!(
-            "data = {:?}\nlisten = {:?}\n[timing]\nnode_lease_ms = 2000\nheartbeat_ms = 300\nkill_ms = 500\n",
+            "data = {:?}\nlisten = {:?}\n[timing]\nnode_lease_ms = {}\nheartbeat_ms = 300\nkill_ms = 500\n",
             self.folder.join(data),
             self.addrs[number - 1],
+            self.node_lease_ms,
         );
         fs::write(&path, config).unwrap();
         path

@@ -21,7 +21,7 @@ fn replicas_of_two_builds_share_a_cluster() {
     let _alone = alone();
     let folder = tempfile::tempdir().unwrap();
     let begun = Instant::now();
-    let mut group = Group::start_as(old.clone(), folder.path(), 3);
+    let mut group = Group::start_as(old.clone(), 20_000, folder.path(), 3);
     group.start_agents(2);
     let long = group.submit(&["--name", "long", "-g", "1", "--", "sleep", "600"]);
     group.wait_state(&long, "running");
@@ -41,7 +41,7 @@ fn replicas_of_two_builds_share_a_cluster() {
     });
 
     // Agents of both builds are served; what ran through it all was never started again.
-    group.end_agent("n2", Signal::SIGTERM);
+    group.end_agent("n2", Signal::SIGKILL);
     group.start_agent("n2");
     group.wait_up(2);
     for _ in 0..2 {

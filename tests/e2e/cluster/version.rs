@@ -22,7 +22,8 @@ fn a_new_cluster_rises_by_itself_and_keeps_one_timing() {
     assert_eq!(status["timing"]["node_lease_ms"], 2000, "of the configuration");
 
     group.start_agents(1);
-    let job = group.submit(&["--name", "long", "-g", "1", "--", "sleep", "600"]);
+    let job = ["--name", "long", "-g", "1", "--set", "notice=1s"];
+    let job = group.submit(&[&job[..], &["--", "sleep", "600"]].concat());
     group.wait_state(&job, "running");
     let said = group.refused(2, &["cluster", "set-timing", "--kill", "100ms"]);
     assert!(said.contains("timing.kill_ms: is 100; choose 500 to"), "{said}");
