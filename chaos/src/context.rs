@@ -5,7 +5,13 @@ use std::{collections::VecDeque, fmt::Arguments};
 
 use rowen_sim::Events;
 
-use crate::{journal::Journal, message::Event, rng::Rng};
+use crate::{
+    invariant::{Checked, Finding, Invariant},
+    journal::Journal,
+    message::{Event, Killed},
+    rng::Rng,
+    timeline::{Lane, Timeline},
+};
 
 /// Lines of the trace kept to be shown with a finding.
 const TAIL: usize = 60;
@@ -19,7 +25,11 @@ pub(crate) struct Context {
     pub(crate) rng: Rng,
     pub(crate) events: Events<Event>,
     pub(crate) journal: Journal,
-    pub(crate) findings: Vec<String>,
+    /// Tasks killed since the world last looked.
+    pub(crate) killed: Vec<Killed>,
+    pub(crate) findings: Vec<Finding>,
+    pub(crate) checked: Checked,
+    pub(crate) timeline: Timeline,
     pub(crate) tail: VecDeque<String>,
     digest: u64,
 }
@@ -32,7 +42,10 @@ impl Context {
             rng: Rng::new(seed),
             events: Events::default(),
             journal: Journal::default(),
+            killed: Vec::new(),
             findings: Vec::new(),
+            checked: Checked::default(),
+            timeline: Timeline::default(),
             tail: VecDeque::new(),
             digest: 0xcbf2_9ce4_8422_2325,
         }
@@ -57,10 +70,20 @@ impl Context {
     }
 
     /// An invariant does not hold.
-    pub(crate) fn finding(&mut self, what: String) {
-        self.note(format_args!("FOUND {what}"));
+    pub(crate) fn finding(&mut self, invariant: Invariant, what: impl Into<String>) {
+        let finding = Finding::new(invariant, what);
+        self.note(format_args!("FOUND {finding}"));
+        self.timeline.mark(Lane::Control, finding.to_string(), self.now_ms);
         if self.findings.len() < FINDINGS {
-            self.findings.push(what);
+            self.findings.push(finding);
+        }
+    }
+
+    /// An invariant was checked; it holds unless something was found.
+    pub(crate) fn check(&mut self, invariant: Invariant, found: Option<String>) {
+        self.checked.add(invariant, 1);
+        if let Some(what) = found {
+            self.finding(invariant, what);
         }
     }
 

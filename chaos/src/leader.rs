@@ -12,13 +12,27 @@ use rowen_state::{
 };
 
 use crate::{
+    history::Answer,
+    invariant::Invariant,
     message::{DesiredTask, Event, Fate, MachineAt, Proposal, Then, ToAgent, ToLeader},
     setup::Timing,
+    timeline::Lane,
     world::World,
 };
 
 /// What an agent says of a task whose shim ended it because no leader was heard.
 pub(crate) const LEASE_RAN_OUT: &str = "the node lease ran out";
+/// What `Cluster::verify` looks at after each entry, and the checks beside it.
+const VERIFIED: [Invariant; 7] = [
+    Invariant::OneAllocation,
+    Invariant::NotTooEarly,
+    Invariant::AllOrNone,
+    Invariant::EndedStays,
+    Invariant::Notice,
+    Invariant::TimeAddsUp,
+    Invariant::SnapshotReplays,
+];
+
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct Control {
@@ -102,6 +116,7 @@ impl World {
             _ => self.context.rng.between(300, 3_000),
         };
         self.context.note(format_args!("the leader of term {} is gone", self.control.term));
+        self.context.timeline.end(Lane::Control, self.context.now_ms);
         // Its last plan, made of what it still believed, may reach the log after the next leader's.
         if self.context.rng.chance(40)
             && let Some(command) = Core::plan(self.control.core.cluster())
@@ -122,6 +137,8 @@ impl World {
         control.watch =
             Watch::new(margins(&self.timing), control.core.cluster(), self.context.now_ms);
         self.context.note(format_args!("term {} begins", control.term));
+        let label = format!("term {}", control.term);
+        self.context.timeline.begin(Lane::Control, label, self.context.now_ms);
         self.context.later(100, Event::Beat { term: control.term });
     }
 
@@ -191,7 +208,7 @@ impl World {
                 let then = Then::Reported { machine, session, seq };
                 let proposal = self.proposal("agent", None, Command::Report(tasks), then);
                 if self.context.rng.chance(3) && !self.healed {
-                    self.count("duplicated report");
+                    self.count("duplicated report", Some(machine));
                     let twice = Event::Propose { term, proposal: Box::new(proposal.clone()) };
                     self.context.later(in_ms + 300, twice);
                 }
@@ -210,7 +227,8 @@ impl World {
         tasks: Vec<TaskReport>,
     ) {
         if term > self.control.term {
-            self.context.finding(format!("machine {machine} has seen term {term} of the future"));
+            let what = format!("machine {machine} has seen term {term} of the future");
+            self.context.finding(Invariant::EpochsRise, what);
         }
         let node = self.machines[machine].node;
         let welcome = ToAgent::Welcome { term: self.control.term };
@@ -338,6 +356,9 @@ impl World {
                 self.send_down(machine, session, ToAgent::ReportAck { seq });
             }
             Then::Answered { operation } if fate == Fate::Committed => {
+                let answer = Answer::from(&step.answer);
+                let (call, now_ms) = (self.operations[operation].call, self.context.now_ms);
+                self.history.returned(call, now_ms, answer, index);
                 self.answered(operation, step.answer);
             }
             Then::Nothing | Then::Reported { .. } | Then::Answered { .. } => {}
@@ -381,7 +402,14 @@ impl World {
         let tasks: Vec<DesiredTask> = tasks.collect();
         let generation = cluster.nodes().get(node).map_or(0, |node| node.generation);
         let term = self.control.term;
-        self.send_down(machine, session, ToAgent::Desired { generation, term, tasks });
+        let message = ToAgent::Desired { generation, term, tasks };
+        if self.context.rng.chance(4) && !self.healed {
+            // Overtaken by whatever is sent in the meantime.
+            self.count("late push", Some(machine));
+            let in_ms = self.context.rng.between(100, 3_000);
+            return self.context.later(in_ms, Event::Down { machine, session, message });
+        }
+        self.send_down(machine, session, message);
     }
 
     fn send_down(&mut self, machine: MachineAt, session: u64, message: ToAgent) {
@@ -397,8 +425,12 @@ impl World {
     fn check_commit(&mut self, index: u64) {
         let World { control, context, machines, .. } = self;
         let cluster = control.core.cluster();
+        for invariant in VERIFIED {
+            context.checked.add(invariant, 1);
+        }
         for violation in cluster.verify() {
-            context.finding(format!("verify: {violation}"));
+            let invariant = Invariant::of_verify(violation.invariant);
+            context.finding(invariant, format!("verify: {violation}"));
         }
         for allocation in cluster.allocations().values().filter(|a| a.epoch.index == index) {
             for task in &allocation.tasks {
@@ -407,35 +439,37 @@ impl World {
                 let node = cluster.nodes().get(task.node).expect("the fabric stays");
                 let sick = task.gpus.without(node.mask(|slot| slot.healthy));
                 if !node.schedulable() || !sick.is_empty() {
-                    context.finding(format!(
+                    let what = format!(
                         "bound where nothing may go: allocation {} at #{index} on {} ({:?}, {:?}, sick {sick:?})",
                         allocation.id, node.name, node.liveness, node.duty
-                    ));
+                    );
+                    context.finding(Invariant::NothingLost, what);
                 }
                 if let Some(other) = context.journal.living_on(machine, task.gpus) {
-                    context.finding(format!(
+                    let what = format!(
                         "bound too early: allocation {} at #{index} has GPUs of machine {machine} where {other:?} still runs",
                         allocation.id
-                    ));
+                    );
+                    context.finding(Invariant::NotTooEarly, what);
                 }
             }
         }
         for (id, job) in cluster.jobs().iter() {
             let ended = control.ended.get(&id).copied();
             if ended.is_some_and(|ended| ended != job.state) {
-                context.finding(format!(
-                    "ended is not ended: job {id} was {ended:?}, now {:?}",
-                    job.state
-                ));
+                let what =
+                    format!("ended is not ended: job {id} was {ended:?}, now {:?}", job.state);
+                context.finding(Invariant::EndedStays, what);
             }
             if job.state.ended() && ended.is_none() {
                 control.ended.insert(id, job.state);
                 let ran = context.journal.done(id, job.attempt);
                 if job.state == JobState::Completed && ran != job.spec.workers {
-                    context.finding(format!(
+                    let what = format!(
                         "completed unfinished: job {id}: {ran} of {} workers ran to their end",
                         job.spec.workers
-                    ));
+                    );
+                    context.finding(Invariant::AllOrNone, what);
                 }
             }
         }

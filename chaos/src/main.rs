@@ -7,20 +7,44 @@
 
 mod checks;
 mod context;
+mod coverage;
+mod draws;
+mod history;
+mod invariant;
 mod journal;
 mod leader;
+mod linear;
 mod machine;
 mod message;
+mod minimise;
+mod planted;
 mod report;
 mod rng;
 mod setup;
+mod timeline;
 mod world;
 
-use std::{io::Write as _, ops::Range, process::ExitCode, time::Instant};
+use std::{
+    collections::BTreeSet,
+    fs::File,
+    io::{BufReader, Write as _},
+    ops::Range,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::Instant,
+};
 
+use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 
-use crate::{report::Summary, world::Outcome};
+use crate::{
+    draws::Draw,
+    history::History,
+    invariant::{Finding, Invariant},
+    linear::Verdict,
+    report::Summary,
+    world::{Options, Outcome},
+};
 
 #[derive(Debug, Parser)]
 #[command(name = "chaos", about = "Breaks Rowen on purpose, from a seed.")]
@@ -32,67 +56,199 @@ struct Args {
 #[derive(Debug, Subcommand)]
 enum What {
     /// One thread, virtual time: machines, network and leaders are simulated.
-    Sim {
-        /// Replays one seed and prints the end of its trace.
-        #[arg(long, conflicts_with = "seeds", required_unless_present = "seeds")]
-        seed: Option<u64>,
-        /// From A to B, B not included: `1..200`.
-        #[arg(long, value_parser = range)]
-        seeds: Option<Range<u64>>,
-        /// Runs each seed twice and compares the traces.
-        #[arg(long)]
-        twice: bool,
-        /// Prints one JSON object instead of a table.
-        #[arg(long)]
-        json: bool,
+    Sim(Sim),
+    /// Plants bugs one by one; each must be caught and named by the invariant it breaks.
+    Planted(PlantedArgs),
+    /// Checks a history of clients, one operation a line, for linearizability.
+    Linear {
+        /// As `sim --history` or a client of real processes wrote it.
+        file: PathBuf,
     },
 }
 
+#[derive(Debug, clap::Args)]
+struct Sim {
+    /// Replays one seed and prints the end of its trace.
+    #[arg(long, conflicts_with = "seeds", required_unless_present = "seeds")]
+    seed: Option<u64>,
+    /// From A to B, B not included: `1..200`.
+    #[arg(long, value_parser = range)]
+    seeds: Option<Range<u64>>,
+    /// Runs each seed twice and compares the traces.
+    #[arg(long)]
+    twice: bool,
+    /// Leaves out faults and operations by number: `f3,o9-20`.
+    #[arg(long, value_parser = parse_drop, default_value = "", hide_default_value = true)]
+    drop: Dropped,
+    /// Leaves out of a failing seed whatever it does not need to fail.
+    #[arg(long, requires = "seed")]
+    minimise: bool,
+    /// With a bug planted on purpose, by name.
+    #[arg(long)]
+    plant: Option<String>,
+    /// Writes what clients asked, as JSON lines.
+    #[arg(long, requires = "seed")]
+    history: Option<PathBuf>,
+    /// Draws the run: an SVG file.
+    #[arg(long, requires = "seed")]
+    timeline: Option<PathBuf>,
+    /// How much of the run's end is drawn.
+    #[arg(long, default_value_t = 180)]
+    timeline_s: u64,
+    /// Prints one JSON object instead of a table.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, clap::Args)]
+struct PlantedArgs {
+    /// Only these, by name.
+    #[arg(long, value_delimiter = ',')]
+    only: Vec<String>,
+    /// Seeds that a bug may take.
+    #[arg(long, default_value_t = planted::WITHIN)]
+    within: u64,
+    /// From how many starting points each is looked for, at most 5.
+    #[arg(long, default_value_t = 5)]
+    starts: usize,
+    /// Those too that need openraft, disks and streams.
+    #[arg(long)]
+    later: bool,
+    /// Prints one JSON object instead of a table.
+    #[arg(long)]
+    json: bool,
+}
+
+/// A set of draws, as an argument.
+#[derive(Clone, Debug, Default)]
+struct Dropped(BTreeSet<Draw>);
+
+fn parse_drop(text: &str) -> Result<Dropped, String> {
+    draws::parse(text).map(Dropped)
+}
+
 fn main() -> anyhow::Result<ExitCode> {
-    let What::Sim { seed, seeds, twice, json } = Args::parse().what;
-    let range = seeds.unwrap_or_else(|| seed.map_or(0..0, |seed| seed..seed + 1));
+    match Args::parse().what {
+        What::Sim(args) => sim(&args),
+        What::Planted(args) => hunt(&args),
+        What::Linear { file } => linear(&file),
+    }
+}
+
+fn sim(args: &Sim) -> anyhow::Result<ExitCode> {
+    let range = args.seeds.clone().or(args.seed.map(|seed| seed..seed + 1)).unwrap_or_default();
+    if let Some(name) = &args.plant {
+        let ready = planted::refuse().and_then(|()| planted::named(std::slice::from_ref(name)));
+        ready.map_err(anyhow::Error::msg)?.into_iter().for_each(planted::choose);
+    }
     let began = Instant::now();
     let mut summary = Summary::default();
-    let mut out = std::io::stdout().lock();
     for seed in range.clone() {
-        let outcome = if twice { run_twice(seed) } else { run(seed) };
-        if !json && range.end - range.start == 1 {
-            for line in &outcome.tail {
-                writeln!(out, "{line}")?;
+        let options = Options { seed, drop: args.drop.0.clone() };
+        let outcome = if args.twice { run_twice(&options) } else { run_options(&options) };
+        if args.seed.is_some() {
+            show(args, &outcome)?;
+            if args.minimise && !outcome.findings.is_empty() {
+                let least = minimise::minimise(&options, run_options);
+                let least = least.context("it does not fail a second time")?;
+                write!(std::io::stdout(), "{}", least.report())?;
             }
-            writeln!(out, "state {:032x}, trace {:016x}\n", outcome.state_hash, outcome.digest)?;
         }
         summary.add(outcome);
     }
+    let mut out = std::io::stdout().lock();
     let wall = began.elapsed();
     let command = format!("chaos sim --seeds {}..{}", range.start, range.end);
-    if json {
+    if args.json {
         writeln!(std::io::stderr(), "{}", summary.failures())?;
         writeln!(out, "{}", summary.figures(&command, wall).json())?;
     } else {
         write!(out, "{}{}", summary.table(wall), summary.failures())?;
     }
-    Ok(if summary.is_good() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(exit(summary.is_good()))
+}
+
+/// Of a single run: the end of its trace, and what else was asked for.
+fn show(args: &Sim, outcome: &Outcome) -> anyhow::Result<()> {
+    if !args.json && !args.minimise {
+        let mut out = std::io::stdout().lock();
+        for line in &outcome.tail {
+            writeln!(out, "{line}")?;
+        }
+        writeln!(out, "state {:032x}, trace {:016x}\n", outcome.state_hash, outcome.digest)?;
+    }
+    if let Some(path) = &args.history {
+        let file = File::create(path).with_context(|| format!("history: {}", path.display()))?;
+        let mut out = std::io::BufWriter::new(file);
+        outcome.history.write(&mut out)?;
+        out.flush()?;
+    }
+    if let Some(path) = &args.timeline {
+        let found = outcome.findings.first().map_or("holds".into(), ToString::to_string);
+        let title = format!("seed {}: {found}", outcome.seed);
+        let svg = outcome.timeline.svg(&title, args.timeline_s * 1_000);
+        std::fs::write(path, svg).with_context(|| format!("timeline: {}", path.display()))?;
+    }
+    Ok(())
+}
+
+fn hunt(args: &PlantedArgs) -> anyhow::Result<ExitCode> {
+    let ready = planted::refuse().and_then(|()| planted::named(&args.only));
+    let bugs = ready.map_err(anyhow::Error::msg)?;
+    // A planted bug may well break an assertion: that is what it is there for.
+    std::panic::set_hook(Box::new(|_| {}));
+    let planted = planted::hunt(&bugs, args.within, args.starts, args.later);
+    let mut out = std::io::stdout().lock();
+    match args.json {
+        true => writeln!(out, "{}", planted.figures("chaos planted").json())?,
+        false => write!(out, "{}", planted.table())?,
+    }
+    Ok(exit(planted.is_good()))
+}
+
+fn linear(path: &Path) -> anyhow::Result<ExitCode> {
+    let file = File::open(path).with_context(|| format!("file: {}", path.display()))?;
+    let history = History::read(BufReader::new(file)).context(path.display().to_string())?;
+    let (verdict, stats) = linear::check(&history, linear::BUDGET);
+    let mut out = std::io::stdout().lock();
+    match &verdict {
+        Verdict::Ok => writeln!(out, "linearizable: {stats:?}")?,
+        Verdict::Violation(violation) => writeln!(out, "not linearizable: {violation}")?,
+        Verdict::Unknown { part, operations } => {
+            writeln!(out, "unknown: {part} with {operations} operations takes too long")?;
+        }
+    }
+    Ok(exit(verdict == Verdict::Ok))
+}
+
+fn exit(good: bool) -> ExitCode {
+    if good { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// Runs a seed as it is.
+fn run(seed: u64) -> Outcome {
+    run_options(&Options { seed, ..Options::default() })
 }
 
 /// An assertion of the code under test is a finding like any other: the next seeds still run.
-fn run(seed: u64) -> Outcome {
-    std::panic::catch_unwind(|| world::run(seed)).unwrap_or_else(|panic| {
+fn run_options(options: &Options) -> Outcome {
+    let seed = options.seed;
+    std::panic::catch_unwind(|| world::run(options)).unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<String>().map(String::as_str);
         let what = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
-        Outcome { seed, findings: vec![format!("panicked: {what}")], ..Outcome::default() }
+        let finding = Finding::new(Invariant::of_panic(what), format!("panicked: {what}"));
+        Outcome { seed, findings: vec![finding], ..Outcome::default() }
     })
 }
 
 /// A run that depends on anything but its seed is itself a finding.
-fn run_twice(seed: u64) -> Outcome {
-    let mut first = run(seed);
-    let second = run(seed);
+fn run_twice(options: &Options) -> Outcome {
+    let mut first = run_options(options);
+    let second = run_options(options);
     if (first.digest, first.state_hash) != (second.digest, second.state_hash) {
-        first.findings.push(format!(
-            "not repeatable: trace {:016x} and {:016x}",
-            first.digest, second.digest
-        ));
+        let what =
+            format!("not repeatable: trace {:016x} and {:016x}", first.digest, second.digest);
+        first.findings.push(Finding::new(Invariant::Repeatable, what));
     }
     first
 }
@@ -112,15 +268,15 @@ mod tests {
     #[test]
     fn seeds_hold_and_repeat() {
         for seed in 0..6 {
-            let outcome = run_twice(seed);
-            assert_eq!(outcome.findings, Vec::<String>::new(), "seed {seed}: {:#?}", outcome.tail);
+            let outcome = run_twice(&Options { seed, ..Options::default() });
+            assert_eq!(outcome.findings, [], "seed {seed}: {:#?}", outcome.tail);
             assert!(outcome.entries > 50 && outcome.launches > 0, "{outcome:?}");
         }
     }
 
     #[test]
     fn seeds_differ() {
-        assert_ne!(world::run(1).digest, world::run(2).digest);
+        assert_ne!(run(1).digest, run(2).digest);
     }
 
     #[test]

@@ -34,6 +34,15 @@ pub(crate) struct DesiredTask {
     pub(crate) stop: Option<(u64, u64)>,
 }
 
+/// A task was sent SIGKILL.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Killed {
+    pub(crate) machine: MachineAt,
+    pub(crate) key: TaskKey,
+    /// It had its whole notice since its machine heard of its end, or since its lease was over.
+    pub(crate) had_notice: bool,
+}
+
 /// Something on its way into the log.
 #[derive(Clone, Debug)]
 pub(crate) struct Proposal {
@@ -69,26 +78,73 @@ pub(crate) enum Then {
 #[derive(Clone, Debug)]
 pub(crate) enum Event {
     // Machines
-    PowerOn { machine: MachineAt },
-    StartAgent { machine: MachineAt },
-    Connect { machine: MachineAt, life: u64 },
-    Turn { machine: MachineAt, life: u64 },
-    Shim { machine: MachineAt, key: TaskKey },
-    News { machine: MachineAt, life: u64, key: TaskKey },
+    PowerOn {
+        machine: MachineAt,
+    },
+    StartAgent {
+        machine: MachineAt,
+    },
+    /// The agent dies just when one of its tasks has ended.
+    Crash {
+        machine: MachineAt,
+    },
+    Connect {
+        machine: MachineAt,
+        life: u64,
+    },
+    Turn {
+        machine: MachineAt,
+        life: u64,
+    },
+    Shim {
+        machine: MachineAt,
+        key: TaskKey,
+    },
+    News {
+        machine: MachineAt,
+        life: u64,
+        key: TaskKey,
+    },
     // Network
-    Up { machine: MachineAt, session: u64, message: ToLeader },
-    Down { machine: MachineAt, session: u64, message: ToAgent },
-    Hangup { machine: MachineAt, session: u64 },
-    Mend { machine: MachineAt },
+    Up {
+        machine: MachineAt,
+        session: u64,
+        message: ToLeader,
+    },
+    Down {
+        machine: MachineAt,
+        session: u64,
+        message: ToAgent,
+    },
+    Hangup {
+        machine: MachineAt,
+        session: u64,
+    },
+    Mend {
+        machine: MachineAt,
+    },
     // Control plane
-    Propose { term: u64, proposal: Box<Proposal> },
+    Propose {
+        term: u64,
+        proposal: Box<Proposal>,
+    },
     Commit,
-    Renewed { machine: MachineAt, session: u64, term: u64, seq: u64, generation: u64 },
-    Beat { term: u64 },
+    Renewed {
+        machine: MachineAt,
+        session: u64,
+        term: u64,
+        seq: u64,
+        generation: u64,
+    },
+    Beat {
+        term: u64,
+    },
     Elected,
     // The world outside
     Operate,
-    Retry { operation: usize },
+    Retry {
+        operation: usize,
+    },
     Fault,
     Heal,
 }

@@ -6,6 +6,7 @@
 use std::{ops::ControlFlow, sync::Arc, time::Duration};
 
 use rowen_api::v1::server_message;
+use rowen_planted::{Bug, planted};
 use rowen_state::{Cluster, Command, Effect, NodeId, Reply, Timing};
 use tokio::{
     sync::{mpsc, oneshot},
@@ -23,7 +24,9 @@ use crate::{
     machine::Pending,
     members,
     server::{Done, Server},
-    timing, versions,
+    timing,
+    told::Told,
+    versions,
 };
 
 /// A quorum is asked to confirm the leadership, for a heartbeat or a hello.
@@ -102,6 +105,7 @@ struct Term {
     replan: bool,
     ticking: Option<JoinHandle<()>>,
     ticked: Instant,
+    told: Told,
 }
 
 type Leadership = tokio::sync::watch::Receiver<rowen_raft::Leadership>;
@@ -127,6 +131,7 @@ impl Term {
             replan: true,
             ticking: None,
             ticked: now,
+            told: Told::default(),
         }
     }
 
@@ -173,9 +178,9 @@ impl Term {
     fn changed(&mut self, pending: Pending) {
         let view = self.server.view();
         self.replan |= pending.replan;
-        for Effect::Push(node) in pending.effects {
-            push(&self.server, &view, node, self.fence);
-        }
+        let changed = pending.effects.into_iter().map(|Effect::Push(node)| node);
+        let news = self.told.news(&view, changed);
+        push(&self.server, &view, news, self.fence);
     }
 
     /// One plan is in flight at a time; it is made on its own thread.
@@ -210,7 +215,8 @@ impl Term {
     fn confirm(&mut self, batch: Vec<Renewal>) {
         let server = self.server.clone();
         self.renewing = Some(tokio::spawn(async move {
-            let confirmed = server.replica.read_index().await.is_ok();
+            let confirmed =
+                planted(Bug::RenewWithoutQuorum) || server.replica.read_index().await.is_ok();
             (batch, confirmed)
         }));
     }
@@ -234,6 +240,7 @@ impl Term {
     /// What time alone brings: silent nodes, ticks.
     fn beat(&mut self) {
         let view = self.server.view();
+        push(&self.server, &view, self.told.rest(), self.fence);
         for command in self.watch.due(&view, boot_ms()) {
             self.propose(command);
         }
@@ -290,11 +297,18 @@ async fn finished(planning: &mut Option<JoinHandle<()>>) {
     }
 }
 
-/// Sends a node its whole desired state, if its agent is attached here.
+/// Sends nodes their whole desired state, those whose agents are attached here.
 /// `fence` is the term in which this replica leads: one that it has only heard of must not
 /// stand on a view that may be older than that term's.
-pub(crate) fn push(server: &Server, view: &Cluster, node: NodeId, fence: u64) {
+pub(crate) fn push(
+    server: &Server,
+    view: &Cluster,
+    nodes: impl IntoIterator<Item = NodeId>,
+    fence: u64,
+) {
     let now_ms = server.clock.now_ms().unwrap_or(view.now_ms());
-    let desired = convert::desired(view, node, fence, now_ms);
-    server.sessions.send(node, server_message::Kind::Desired(desired));
+    let mut wishes = convert::Wishes::new(view, fence, now_ms);
+    for node in nodes {
+        server.sessions.send(node, server_message::Kind::Desired(wishes.of(node)));
+    }
 }

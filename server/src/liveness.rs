@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 
+use rowen_planted::{Bug, planted};
 use rowen_state::{Cluster, Command, Liveness, NodeId, Timing};
 
 /// What the silence of a node is measured by, where the state does not say it.
@@ -20,6 +21,9 @@ pub struct Margins {
 impl Margins {
     /// (node lease + notice + kill time) × (1 + drift), rounded up: DESIGN.md, rule 3.
     pub fn until_lost_ms(&self, notice_ms: u64) -> u64 {
+        if planted(Bug::NoMargin) {
+            return self.node_lease_ms;
+        }
         let nominal_ms = self.node_lease_ms + notice_ms + self.kill_ms;
         nominal_ms + (nominal_ms * self.drift_ppm).div_ceil(1_000_000)
     }
@@ -324,9 +328,9 @@ mod tests {
     }
 
     /// Silent since 0, lease and margin as `watch` knows them: the first moment it counts as lost.
-    fn lost_at(mut watch: Watch, world: &World) -> u64 {
+    fn lost_at(watch: Watch, world: &World) -> u64 {
         let lost = |now_ms: &u64| {
-            let due = watch.due(&world.0, *now_ms);
+            let due = watch.clone().due(&world.0, *now_ms); // asked for the first time
             due.iter().any(|command| matches!(command, Command::NodeLost { .. }))
         };
         (0..200_000).step_by(10).find(lost).expect("it is lost some time")

@@ -38,7 +38,7 @@ pub(crate) fn add(
         .max_decoding_message_size(FABRIC_BYTES)
         .max_encoding_message_size(FABRIC_BYTES);
     router
-        .add_service(AgentServiceServer::new(agent::AgentApi { server: server.clone(), renewals }))
+        .add_service(AgentServiceServer::new(agent::AgentApi::new(server.clone(), renewals)))
         .add_service(ClusterServiceServer::new(cluster::ClusterApi(server.clone())))
         .add_service(fabric)
         .add_service(FillerServiceServer::new(filler::FillerApi(server.clone())))

@@ -169,7 +169,9 @@ pub(crate) fn take<T: DeserializeOwned>(kind: Kind, body: &[u8]) -> Result<T, Co
 
 /// The canonical bytes of a shape, for the state hash.
 pub(crate) fn canonical<T: Serialize + ?Sized>(value: &T, into: &mut Vec<u8>) {
-    options(usize::MAX >> 1)
+    // Without a limit: with one, bincode walks the row twice, first for its size.
+    bincode::DefaultOptions::new()
+        .with_fixint_encoding()
         .serialize_into(into, value)
         .expect("a row of the state always serialises");
 }

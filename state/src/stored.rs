@@ -40,9 +40,15 @@ impl Stored for Entry {
     }
 
     fn read(schema: u8, body: &[u8]) -> Result<Entry, CodecError> {
-        match schema {
-            1 => codec::take::<EntryV1>(Kind::Entry, body).map(Entry::from),
-            _ => codec::take(Kind::Entry, body),
+        let entry: Entry = match schema {
+            1 => codec::take::<EntryV1>(Kind::Entry, body)?.into(),
+            _ => codec::take(Kind::Entry, body)?,
+        };
+        match entry.command {
+            Command::RaiseVersion { to, .. } if to != u32::from(schema) => {
+                Err(CodecError::Body(format!("the rise to version {to} in {schema}")))
+            }
+            _ => Ok(entry),
         }
     }
 }

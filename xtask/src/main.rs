@@ -13,7 +13,8 @@ mod upgrade;
 use std::process::ExitCode;
 
 const USAGE: &str = "usage: cargo xtask check
-       cargo xtask chaos sim --seeds A..B | --seed N [--twice] [--json]
+       cargo xtask chaos sim --seeds A..B | --seed N [--drop f3,o9-20] [--minimise] [--plant NAME] …
+       cargo xtask chaos planted [--only NAME,...] [--within N] [--starts N] [--json]
        cargo xtask upgrade [--from REV] [--json]";
 
 fn main() -> anyhow::Result<ExitCode> {

@@ -10,6 +10,7 @@ mod reconcile;
 use std::collections::BTreeMap;
 
 pub use reconcile::reconcile;
+use rowen_planted::{Bug, planted};
 
 /// When GPUs were bound to an allocation; orders allocations of one GPU.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
@@ -187,7 +188,13 @@ pub struct Core {
     unacknowledged: BTreeMap<TaskKey, u64>,
     /// When the last report went out.
     reported_ms: u64,
+    /// Wanted tasks whose GPUs are not free, since when.
+    waiting: BTreeMap<TaskKey, u64>,
 }
+
+/// A task whose GPUs are not free so long after all notices is given up: its
+/// gang holds other nodes meanwhile.
+const WAIT_MS: u64 = 60_000;
 
 /// Heartbeats remembered while a leader is silent; older ones cannot renew.
 const HEARTBEATS_MAX: usize = 64;
@@ -196,7 +203,8 @@ impl Core {
     /// A node as it finds itself at the agent's start. `tasks` are those of
     /// this boot of the machine; after a reboot they are all exited and
     /// `lease_expires_ms` is 0.
-    pub fn new(fence: Fence, tasks: BTreeMap<TaskKey, Task>, lease_expires_ms: u64) -> Self {
+    pub fn new(fence: Fence, mut tasks: BTreeMap<TaskKey, Task>, lease_expires_ms: u64) -> Self {
+        tasks.retain(|_, task| task.lives() || !planted(Bug::RestartForgetsExits));
         let unacknowledged = tasks.keys().map(|key| (*key, 0)).collect();
         let observed = Observed { tasks, fence: fence.epochs, lease_expires_ms };
         Core {
@@ -209,6 +217,7 @@ impl Core {
             report_seq: 0,
             unacknowledged,
             reported_ms: 0,
+            waiting: BTreeMap::new(),
         }
     }
 
@@ -251,7 +260,8 @@ impl Core {
     pub fn desire(&mut self, desired: Desired) -> Result<bool, StaleTerm> {
         let known_term = self.desired.as_ref().map(|known| known.term);
         self.see_term(desired.term)?;
-        if known_term == Some(desired.term) && desired.generation < self.generation() {
+        let late = known_term == Some(desired.term) && desired.generation < self.generation();
+        if late && !planted(Bug::DropEpochCheck) {
             return Ok(false);
         }
         // An exit is final: whoever still wants the task is told again.
@@ -272,7 +282,36 @@ impl Core {
         for action in &actions {
             self.note(action);
         }
+        self.give_up(now);
         actions
+    }
+
+    /// What still waits for GPUs after [`WAIT_MS`] and the notices of what uses
+    /// them is told as lost, so that it is tried elsewhere. Time without a node
+    /// lease does not count: nothing would be launched anyway.
+    fn give_up(&mut self, now: u64) {
+        let wanted = self.desired.iter().flat_map(|desired| &desired.tasks);
+        let new: BTreeMap<TaskKey, &Wanted> = wanted
+            .filter(|(key, _)| !self.observed.tasks.contains_key(key))
+            .map(|(key, wanted)| (*key, wanted))
+            .collect();
+        let held = now < self.observed.lease_expires_ms;
+        self.waiting.retain(|key, _| held && new.contains_key(key));
+        let mut late = Vec::new();
+        for (key, wanted) in new.into_iter().filter(|_| held) {
+            let since = *self.waiting.entry(key).or_insert(now);
+            let users = self.observed.tasks.values().filter(|task| task.lives());
+            let users = users.filter(|task| task.gpus.iter().any(|gpu| wanted.gpus.contains(gpu)));
+            let notice_ms = users.map(|task| task.notice_ms).max().unwrap_or(0);
+            if now >= since.saturating_add(WAIT_MS).saturating_add(notice_ms) {
+                late.push(key);
+            }
+        }
+        for key in late {
+            let message = "an earlier task would not leave its GPUs".to_string();
+            self.note_new(key, Phase::Lost { message });
+            self.unacknowledged.insert(key, 0);
+        }
     }
 
     fn note(&mut self, action: &Action) {
@@ -287,6 +326,10 @@ impl Core {
             Action::Stop(key, stop) => {
                 if let Some(task) = self.observed.tasks.get_mut(key) {
                     task.stopping = Some(stop.clone());
+                    if planted(Bug::ExitToldEarly) {
+                        task.phase = Phase::Exited { code: 143, message: String::new() };
+                        self.unacknowledged.insert(*key, 0);
+                    }
                 }
             }
         }
@@ -380,6 +423,9 @@ impl Core {
     /// An exit that is acknowledged and no longer desired is not needed.
     fn forget(&mut self) {
         let Some(desired) = &self.desired else { return };
+        if planted(Bug::ExitsPileUp) {
+            return;
+        }
         let unacknowledged = &self.unacknowledged;
         self.observed.tasks.retain(|key, task| {
             task.lives() || unacknowledged.contains_key(key) || desired.tasks.contains_key(key)

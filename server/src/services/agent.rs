@@ -4,16 +4,19 @@ use std::{pin::Pin, sync::Arc, time::Duration};
 
 use futures::Stream;
 use rowen_api::v1::{self, AgentMessage, ServerMessage, agent_message, server_message};
-use rowen_state::{Command, NodeId, Timing};
+use rowen_state::{Cluster, Command, NodeId, Timing};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::{
+    admission::enough_per_s,
     agents::QUEUE,
     auth::Principal,
+    clock::boot_ms,
     convert,
     leader::{self, Renewal, Verdict},
+    reports::{self, Report},
     server::Server,
     timing,
 };
@@ -26,8 +29,18 @@ const HELLO_LIMIT: Duration = Duration::from_secs(10);
 const BUSY: usize = 32;
 
 pub(super) struct AgentApi {
-    pub(super) server: Arc<Server>,
-    pub(super) renewals: mpsc::Sender<Renewal>,
+    server: Arc<Server>,
+    renewals: mpsc::Sender<Renewal>,
+    reports: mpsc::Sender<Report>,
+}
+
+impl AgentApi {
+    /// Reports of all agents go into the log for as long as this lives.
+    pub(super) fn new(server: Arc<Server>, renewals: mpsc::Sender<Renewal>) -> Self {
+        let (reports, sent) = mpsc::channel(reports::WAITING);
+        tokio::spawn(reports::run(server.clone(), sent));
+        AgentApi { server, renewals, reports }
+    }
 }
 
 type Outgoing = mpsc::Sender<Result<ServerMessage, Status>>;
@@ -43,6 +56,7 @@ impl v1::agent_service_server::AgentService for AgentApi {
         let mut incoming = request.into_inner();
         let (sender, receiver) = mpsc::channel(QUEUE);
         let (server, renewals) = (self.server.clone(), self.renewals.clone());
+        let reports = self.reports.clone();
         tokio::spawn(async move {
             let first = tokio::time::timeout(HELLO_LIMIT, incoming.message()).await;
             let Ok(Ok(Some(AgentMessage { kind: Some(agent_message::Kind::Hello(hello)) }))) =
@@ -50,10 +64,12 @@ impl v1::agent_service_server::AgentService for AgentApi {
             else {
                 return;
             };
-            match Session::begin(server, renewals, sender.clone(), hello).await {
+            match Session::begin(server, renewals, reports, sender.clone(), hello).await {
                 Ok(session) => session.run(incoming).await,
                 Err(refused) => {
-                    tracing::info!(why = refused.why, "an agent was refused");
+                    if refused.retry_after_ms == 0 {
+                        tracing::info!(why = refused.why, "an agent was refused");
+                    }
                     send(&sender, server_message::Kind::Refused(refused)).await;
                 }
             }
@@ -66,8 +82,8 @@ impl v1::agent_service_server::AgentService for AgentApi {
 struct Session {
     server: Arc<Server>,
     renewals: mpsc::Sender<Renewal>,
+    reports: mpsc::Sender<Report>,
     outgoing: Outgoing,
-    principal: Principal,
     node: NodeId,
     name: String,
     /// In which this replica leads; every message carries it.
@@ -86,6 +102,7 @@ impl Session {
     async fn begin(
         server: Arc<Server>,
         renewals: mpsc::Sender<Renewal>,
+        reports: mpsc::Sender<Report>,
         outgoing: Outgoing,
         hello: v1::Hello,
     ) -> Result<Session, v1::Refused> {
@@ -97,7 +114,7 @@ impl Session {
         };
         let report =
             convert::node_report(node, &hello).map_err(|error| refused(error.to_string(), true))?;
-        let principal = Principal { name: format!("agent/{}", hello.node), ..Principal::own("") };
+        admit(&server, &view, node)?;
         let timing = timing::in_force(&server, &view);
         if renew(&renewals, None, timing).await != Verdict::Confirmed {
             return Err(not_leading(&server));
@@ -113,7 +130,10 @@ impl Session {
             kill_ms: timing.kill_ms,
         };
         send(&outgoing, server_message::Kind::Welcome(welcome)).await;
-        let came = match server.propose(&principal, None, Command::NodeUp(report)).await {
+        let came = match server
+            .propose(&Principal::agent(&hello.node), None, Command::NodeUp(report))
+            .await
+        {
             Ok(done) => done.index,
             Err(status) => return Err(refused(status.message().to_owned(), false)),
         };
@@ -122,7 +142,7 @@ impl Session {
             return Err(not_leading(&server));
         };
         // What the log pushed before the stream was in the table went nowhere.
-        leader::push(&server, &server.view(), node, fence);
+        leader::push(&server, &server.view(), [node], fence);
         tracing::info!(node = hello.node, "agent attached");
         let busy = Arc::new(Semaphore::new(BUSY));
         let name = hello.node;
@@ -130,7 +150,7 @@ impl Session {
             server,
             renewals,
             outgoing,
-            principal,
+            reports,
             node,
             name,
             fence,
@@ -165,7 +185,7 @@ impl Session {
             match kind {
                 agent_message::Kind::Hello(_) => return,
                 agent_message::Kind::Heartbeat(heartbeat) => self.heartbeat(heartbeat, permit),
-                agent_message::Kind::Report(report) => self.report(report, permit),
+                agent_message::Kind::Report(report) => self.report(report, permit).await,
                 agent_message::Kind::Log(chunk) => {
                     self.server.sessions.log_chunk(self.node, chunk).await;
                 }
@@ -191,29 +211,29 @@ impl Session {
             let behind =
                 view.nodes().get(node).is_some_and(|row| row.generation > heartbeat.generation);
             if behind {
-                leader::push(&server, &view, node, fence); // heals a lost push
+                leader::push(&server, &view, [node], fence); // heals a lost push
             }
         });
     }
 
-    /// Acknowledged once it is in the log. Reports of several nodes commit side by side.
-    fn report(&self, report: v1::Report, permit: OwnedSemaphorePermit) {
+    /// Acknowledged once it is in the log.
+    async fn report(&self, report: v1::Report, permit: OwnedSemaphorePermit) {
         let tasks = report.tasks.iter().map(|task| convert::task_report(self.node, task)).collect();
-        let (server, principal, outgoing) =
-            (self.server.clone(), self.principal.clone(), self.outgoing.clone());
-        tokio::spawn(async move {
-            let _permit = permit;
-            match server.propose(&principal, None, Command::Report(tasks)).await {
-                Ok(_) => {
-                    let ack = v1::ReportAck { seq: report.seq };
-                    send(&outgoing, server_message::Kind::ReportAck(ack)).await;
-                }
-                Err(status) => {
-                    tracing::warn!(%status, "a report was not committed; the agent sends it again")
-                }
-            }
-        });
+        let (seq, outgoing) = (report.seq, self.outgoing.clone());
+        let report = Report { node: self.node, seq, tasks, outgoing, _permit: permit };
+        let _ = self.reports.send(report).await; // the replica is stopping
     }
+}
+
+/// Thousands of agents that come at once are heard at a bounded rate.
+fn admit(server: &Server, view: &Cluster, node: NodeId) -> Result<(), v1::Refused> {
+    let enough = || enough_per_s(view.nodes().len(), timing::in_force(server, view).node_lease_ms);
+    let per_s = server.config.agents_per_s.unwrap_or_else(enough);
+    server.sessions.admit(node, boot_ms(), per_s).map_err(|retry_after_ms| v1::Refused {
+        why: "many agents come at once".into(),
+        retry_after_ms,
+        ..Default::default()
+    })
 }
 
 async fn renew(
@@ -255,7 +275,7 @@ fn not_leading(server: &Server) -> v1::Refused {
     v1::Refused {
         why: "this replica does not lead".into(),
         leader: leader.map(|leader| leader.addr).unwrap_or_default(),
-        r#final: false,
+        ..Default::default()
     }
 }
 
@@ -264,12 +284,12 @@ fn come_again(server: &Server) -> server_message::Kind {
     let leads = server.replica.leadership().borrow().ready;
     server_message::Kind::Refused(if leads {
         let why = "say hello again".into();
-        v1::Refused { why, leader: server.config.address(), r#final: false }
+        v1::Refused { why, leader: server.config.address(), ..Default::default() }
     } else {
         not_leading(server)
     })
 }
 
 fn refused(why: String, r#final: bool) -> v1::Refused {
-    v1::Refused { why, leader: String::new(), r#final }
+    v1::Refused { why, r#final, ..Default::default() }
 }

@@ -103,6 +103,12 @@ impl Group {
     /// Starts agents of nodes with 8 GPUs each, which know every replica, and waits until all
     /// are up.
     pub(super) fn start_agents(&mut self, count: u32) {
+        let servers = self.addrs.join(",");
+        self.start_agents_at(count, |_| servers.clone());
+    }
+
+    /// The same, of agents that know what `servers` says of the node with that number.
+    pub(super) fn start_agents_at(&mut self, count: u32, servers: impl Fn(u32) -> String) {
         let fabric = json!({
             "leafs": [{"names": "leaf[1-8]"}],
             "nodes": [{
@@ -115,17 +121,22 @@ impl Group {
         fs::write(&file, fabric.to_string()).unwrap();
         self.ok(&["fabric", "set", file.to_str().unwrap()]);
         for node in 1..=count {
-            self.start_agent(&format!("n{node}"));
+            self.start_agent_with(&format!("n{node}"), &servers(node));
         }
         self.wait_up(count);
     }
 
     /// The agent of a node, for the first time or in the place of one that was ended.
     pub(super) fn start_agent(&mut self, name: &str) {
-        let (servers, dir) = (self.addrs.join(","), self.node_dir(name));
+        let servers = self.addrs.join(",");
+        self.start_agent_with(name, &servers);
+    }
+
+    fn start_agent_with(&mut self, name: &str, servers: &str) {
+        let dir = self.node_dir(name);
         fs::create_dir_all(&dir).unwrap();
         let (dir, addr) = (dir.to_str().unwrap(), "127.0.0.1");
-        let args = ["agent", "--server", &servers, "--node", name, "--dir", dir];
+        let args = ["agent", "--server", servers, "--node", name, "--dir", dir];
         let args = [&args[..], &["--addr", addr, "--simulate-gpus", "8"]].concat();
         let child = self.spawn(&args, name);
         self.agents.insert(name.to_owned(), child);
@@ -158,8 +169,10 @@ impl Group {
         let mut last = Value::Null;
         let deadline = std::time::Instant::now() + std::time::Duration::from_secs(30);
         while std::time::Instant::now() < deadline {
-            last = self.status();
-            let replicas = last["replicas"].as_array().unwrap();
+            // A lone replica that was just started may not listen yet.
+            let output = self.rowen(&["cluster", "status", "-o", "json"]);
+            last = serde_json::from_slice(&output.stdout).unwrap_or_default();
+            let Some(replicas) = last["replicas"].as_array() else { continue };
             let voters = replicas.iter().filter(|replica| replica["role"] != "learner");
             let found: Vec<u64> = voters.map(|replica| replica["id"].as_u64().unwrap()).collect();
             if found == ids && replicas.len() == ids.len() {

@@ -1,0 +1,179 @@
+//! One period of the archive: a sled database in a folder of its own, so that dropping it gives its
+//! space back. Never knows of other periods, nor which entries belong here.
+
+use std::{
+    fs::{self, File},
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use super::{ArchiveError, ArchiveRecord, Indexed};
+
+const RECORD: u8 = b'r';
+const APPLIED: &[u8] = b"m/applied";
+const GAP: &[u8] = b"m/gap";
+const PERIODS: &[u8] = b"m/periods";
+
+/// An open period. Dropping it lets go of the folder.
+pub(super) struct Period {
+    pub(super) start: u64,
+    dir: PathBuf,
+    db: sled::Db,
+}
+
+/// What is noted beside the records.
+#[derive(Default)]
+pub(super) struct Notes {
+    /// One more than the last index whose records are in.
+    pub(super) next: Option<u64>,
+    /// Records up to here are missing.
+    pub(super) gap: Option<u64>,
+    /// The first indexes of all periods that were kept.
+    pub(super) periods: Vec<u64>,
+}
+
+impl Period {
+    /// Opens the period in `dir`, or begins it. `flush_every_ms`: how much a killed process may
+    /// lose; none where nothing is written on its own.
+    pub(super) fn open(
+        start: u64,
+        dir: &Path,
+        cache_bytes: u64,
+        flush_every_ms: Option<u64>,
+    ) -> Result<Period, ArchiveError> {
+        let dir = dir.to_path_buf();
+        fs::create_dir_all(&dir).map_err(|source| ArchiveError::Io { dir: dir.clone(), source })?;
+        let config = sled::Config::new().path(&dir).cache_capacity(cache_bytes);
+        match config.flush_every_ms(flush_every_ms).open() {
+            Ok(db) => Ok(Period { start, dir, db }),
+            Err(source) => Err(ArchiveError::Sled { dir, source }),
+        }
+    }
+
+    pub(super) fn notes(&self) -> Result<Notes, ArchiveError> {
+        let read = |key| self.db.get(key).map_err(|e| self.sled(e));
+        let number = |stored: sled::IVec| stored.as_ref().try_into().ok().map(u64::from_be_bytes);
+        let periods = read(PERIODS)?.unwrap_or_default();
+        let periods = periods
+            .chunks_exact(8)
+            .map(|start| u64::from_be_bytes(start.try_into().expect("eight bytes")));
+        Ok(Notes {
+            next: read(APPLIED)?.and_then(number),
+            gap: read(GAP)?.and_then(number),
+            periods: periods.collect(),
+        })
+    }
+
+    /// Writes records and notes in one batch: after a crash either all are there or none.
+    pub(super) fn write(
+        &self,
+        records: impl IntoIterator<Item = Indexed>,
+        notes: &Notes,
+    ) -> Result<(), ArchiveError> {
+        let mut batch = sled::Batch::default();
+        for Indexed { index, record } in records {
+            batch.insert(record_key(&record.key), stored(index, &record.value));
+        }
+        for (key, number) in [(APPLIED, notes.next), (GAP, notes.gap)] {
+            if let Some(number) = number {
+                batch.insert(key, &number.to_be_bytes());
+            }
+        }
+        if !notes.periods.is_empty() {
+            let starts: Vec<u8> =
+                notes.periods.iter().flat_map(|start| start.to_be_bytes()).collect();
+            batch.insert(PERIODS, starts);
+        }
+        self.db.apply_batch(batch).map_err(|e| self.sled(e))
+    }
+
+    /// Takes records from elsewhere; the greater index wins.
+    pub(super) fn merge(&self, records: Vec<Indexed>) -> Result<(), ArchiveError> {
+        let mut newer = Vec::new();
+        for item in records {
+            let held = self.get(&item.record.key)?;
+            if held.is_none_or(|(index, _)| index < item.index) {
+                newer.push(item);
+            }
+        }
+        self.write(newer, &Notes::default())
+    }
+
+    pub(super) fn end_gap(&self) -> Result<(), ArchiveError> {
+        self.db.remove(GAP).map_err(|e| self.sled(e)).map(drop)
+    }
+
+    /// The value under `key` and the index of the entry that wrote it.
+    pub(super) fn get(&self, key: &[u8]) -> Result<Option<(u64, Vec<u8>)>, ArchiveError> {
+        let found = self.db.get(record_key(key)).map_err(|e| self.sled(e))?;
+        Ok(found.map(|stored| {
+            let (index, value) = split(&stored);
+            (index, value.to_vec())
+        }))
+    }
+
+    /// The records whose keys begin with `prefix`, in key order. Holds on to the period.
+    pub(super) fn scan(
+        self: Arc<Self>,
+        prefix: &[u8],
+    ) -> impl Iterator<Item = Result<Indexed, ArchiveError>> + Send + use<> {
+        self.db.scan_prefix(record_key(prefix)).map(move |found| {
+            let (key, value) = found.map_err(|e| self.sled(e))?;
+            let (index, value) = split(&value);
+            let record = ArchiveRecord { key: key[1..].to_vec(), value: value.to_vec() };
+            Ok(Indexed { index, record })
+        })
+    }
+
+    /// Hands everything to the operating system.
+    pub(super) fn flush(&self) -> Result<(), ArchiveError> {
+        self.db.flush().map_err(|e| self.sled(e)).map(drop)
+    }
+
+    /// Makes everything durable: sled's flush is no fsync.
+    pub(super) fn sync(&self) -> Result<(), ArchiveError> {
+        self.flush()?;
+        sync(&self.dir)
+    }
+
+    fn sled(&self, source: sled::Error) -> ArchiveError {
+        ArchiveError::Sled { dir: self.dir.clone(), source }
+    }
+}
+
+/// Syncs every file and folder from `dir` down.
+pub(super) fn sync(dir: &Path) -> Result<(), ArchiveError> {
+    sync_tree(dir).map_err(|source| ArchiveError::Io { dir: dir.into(), source })
+}
+
+fn sync_tree(dir: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            sync_tree(&entry.path())?;
+        } else {
+            match File::open(entry.path()) {
+                Ok(file) => file.sync_data()?,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {} // sled replaced it
+                Err(error) => return Err(error),
+            }
+        }
+    }
+    File::open(dir)?.sync_all()
+}
+
+fn record_key(key: &[u8]) -> Vec<u8> {
+    [&[RECORD], key].concat()
+}
+
+fn stored(index: u64, value: &[u8]) -> Vec<u8> {
+    [&index.to_be_bytes(), value].concat()
+}
+
+fn split(stored: &[u8]) -> (u64, &[u8]) {
+    match stored.split_first_chunk() {
+        Some((index, value)) => (u64::from_be_bytes(*index), value),
+        None => (0, &[]),
+    }
+}
