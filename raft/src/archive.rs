@@ -105,6 +105,9 @@ pub(crate) struct Retention {
     pub(crate) periods: u64,
 }
 
+/// Records by key, with the index of the entry that wrote each.
+type Waiting = BTreeMap<Vec<u8>, (u64, Vec<u8>)>;
+
 /// The archive of one replica.
 pub struct Archive {
     periods: Periods,
@@ -113,7 +116,7 @@ pub struct Archive {
     /// The same, as of the last checkpoint.
     synced: AtomicU64,
     /// By key, with the index. All belong to the newest period.
-    waiting: RwLock<BTreeMap<Vec<u8>, (u64, Vec<u8>)>>,
+    waiting: RwLock<Waiting>,
     /// Held by whoever writes; taken before `waiting`.
     writing: Mutex<Writing>,
 }
@@ -352,7 +355,7 @@ impl Archive {
         Ok(())
     }
 
-    fn waiting(&self) -> RwLockReadGuard<'_, BTreeMap<Vec<u8>, (u64, Vec<u8>)>> {
+    fn waiting(&self) -> RwLockReadGuard<'_, Waiting> {
         self.waiting.read().expect("no holder of this lock panics")
     }
 

@@ -47,7 +47,10 @@ fn check(format: Format, text: &str, expect: &Expect) {
 
 #[test]
 fn slurm_trees() {
-    check(Format::Slurm, SLURM_TREE, &expect![[r#"
+    check(
+        Format::Slurm,
+        SLURM_TREE,
+        &expect![[r#"
         site core: 80 free of 80
           pod spine1: 64 free of 64
             block leaf1: 32 free of 32
@@ -71,12 +74,16 @@ fn slurm_trees() {
               node m2: 8 free of 8
               node m3: 8 free of 8
         noted: empty has neither nodes nor switches: left out
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
 fn slurm_blocks() {
-    check(Format::Slurm, SLURM_BLOCK, &expect![[r#"
+    check(
+        Format::Slurm,
+        SLURM_BLOCK,
+        &expect![[r#"
         site default: 88 free of 88
           pod default: 88 free of 88
             block b1: 32 free of 32
@@ -96,12 +103,16 @@ fn slurm_blocks() {
         noted: BlockSizes 8, 16 are sizes to plan for, over neighbours in the file, not cabling: the blocks keep their order and get no switch above
         noted: b3 has 3 nodes, fewer than the base block size 4
         noted: b4 is a block without nodes: left out
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
 fn ibnetdiscover_finds_rails_racks_and_what_differs() {
-    check(Format::Ibnetdiscover, IBNETDISCOVER, &expect![[r#"
+    check(
+        Format::Ibnetdiscover,
+        IBNETDISCOVER,
+        &expect![[r#"
         site default: 64 free of 64
           pod S-[01-02]: 64 free of 64
             block L-01-01,L-02-01,L-03-01: 16 free of 16
@@ -123,7 +134,8 @@ fn ibnetdiscover_finds_rails_racks_and_what_differs() {
         noted: a2-n3 has a cable of 200 Gb/s to L-01-02, where most have 400
         noted: rack a1 has 3 HCAs without a host name on L-01-01,L-02-01,L-03-01, ports 3: their machines are left out until they have names
         noted: ufm has 1 HCAs where others on L-01-02 have 3: taken for a service machine and left out (--nodes says otherwise)
-    "#]]);
+    "#]],
+    );
     let imported = import(Format::Ibnetdiscover, IBNETDISCOVER, &Options::default()).unwrap();
     let record = imported.inventory.expand().unwrap();
     let rails: Vec<Option<u8>> = record.leafs.iter().map(|leaf| leaf.rail).collect();
@@ -135,7 +147,10 @@ fn ibnetdiscover_finds_rails_racks_and_what_differs() {
 
 #[test]
 fn topograph_models() {
-    check(Format::Topograph, TOPOGRAPH, &expect![[r#"
+    check(
+        Format::Topograph,
+        TOPOGRAPH,
+        &expect![[r#"
         site core: 56 free of 56
           pod spine-1: 40 free of 40
             block leaf-1: 24 free of 24
@@ -154,12 +169,16 @@ fn topograph_models() {
                 node t32: 8 free of 8
         noted: leaf-4 has neither nodes nor switches: left out
         noted: nvl-a is an accelerator domain of several parts: nvl-a-[1-2] are imported as NVLink domains, itself as failure domain
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
 fn nccl_topologies() {
-    check(Format::Nccl, NCCL, &expect![[r#"
+    check(
+        Format::Nccl,
+        NCCL,
+        &expect![[r#"
         site default: 3 free of 3
           pod default: 3 free of 3
             block default: 3 free of 3
@@ -169,12 +188,16 @@ fn nccl_topologies() {
         3 of 3 pairs of GPUs are joined by NVLink
         noted: GPU2 has NVLinks for 32 where others have 34
         noted: GPU2 has its nearest NIC over SYS, others over PIX
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
 fn nvidia_smi_matrices() {
-    check(Format::NvidiaSmi, NVIDIA_SMI, &expect![[r#"
+    check(
+        Format::NvidiaSmi,
+        NVIDIA_SMI,
+        &expect![[r#"
         site default: 4 free of 4
           pod default: 4 free of 4
             block default: 4 free of 4
@@ -185,7 +208,8 @@ fn nvidia_smi_matrices() {
         noted: GPU1 has its nearest NIC over PXB, others over PIX
         noted: GPU2 has NVLinks for 48 where others have 54
         noted: GPU3 has NVLinks for 48 where others have 54
-    "#]]);
+    "#]],
+    );
     let imported = import(Format::NvidiaSmi, NVIDIA_SMI, &Options::default()).unwrap();
     let inside = imported.inside.unwrap();
     assert_eq!(inside.nearest_nics(), [Some(0), Some(0), Some(1), Some(1)]);
