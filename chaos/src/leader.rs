@@ -264,7 +264,9 @@ impl World {
             return;
         }
         let node = self.machines[machine].node;
-        if !self.control.watch.renew(self.control.core.cluster(), node, self.context.now_ms) {
+        let cluster = self.control.core.cluster();
+        let welcomed = margins(&self.timing);
+        if !self.control.watch.renew(cluster, node, welcomed, self.context.now_ms) {
             return self.hang_up(machine, session); // it must say hello again
         }
         self.send_down(machine, session, ToAgent::HeartbeatAck { seq, term });

@@ -35,6 +35,12 @@ pub(crate) struct GlobalArgs {
     // carry ROWEN_ADDR.
     #[arg(long, global = true, value_name = "ADDR", value_delimiter = ',')]
     pub(crate) addr: Vec<String>,
+    /// How fresh an answer must be: `linearizable` (as new as all that was acknowledged; any
+    /// replica asks the leader), `stale` (what the first replica that answers has), or a log index
+    /// that it must have reached, that of your own write, say. Says on standard error which log
+    /// index the answer is of.
+    #[arg(long, global = true, value_name = "HOW", value_parser = freshness)]
+    pub(crate) read: Option<String>,
     /// How to print.
     #[arg(
         short = 'o',
@@ -368,6 +374,8 @@ pub(crate) enum ClusterVerb {
     Remove(RemoveArgs),
     /// Hand the leadership to another replica.
     TransferLeader(TransferArgs),
+    /// Change how long node leases last, and what is waited for beside, on every replica.
+    SetTiming(TimingArgs),
     /// Write the state and the archive into one file, checked before it gets its name.
     Backup(BackupArgs),
     /// Make an empty data folder the first replica of a cluster that goes on from a backup.
@@ -399,6 +407,24 @@ pub(crate) struct TransferArgs {
     /// Who is to lead. Left out: the voter with most of the log.
     #[arg(long, value_name = "ID", value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) to: Option<u64>,
+}
+
+/// `cluster set-timing`. What is left out stays.
+#[derive(Debug, Args)]
+#[group(required = true, multiple = true)]
+pub(crate) struct TimingArgs {
+    /// How long an agent may run without a leader that a quorum confirmed.
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    pub(crate) node_lease: Option<std::time::Duration>,
+    /// Between two heartbeats of an agent; at most a third of the lease.
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    pub(crate) heartbeat: Option<std::time::Duration>,
+    /// From SIGKILL until processes are gone; at least 500ms.
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    pub(crate) kill: Option<std::time::Duration>,
+    /// Bound on the drift between two machines' clocks, in millionths.
+    #[arg(long, value_name = "N")]
+    pub(crate) drift_ppm: Option<u64>,
 }
 
 /// `cluster backup`.
@@ -606,6 +632,15 @@ pub(crate) struct SchemaArgs {
 pub(crate) struct CompletionArgs {
     /// Which shell.
     pub(crate) shell: clap_complete::Shell,
+}
+
+/// What `--read` takes.
+fn freshness(text: &str) -> Result<String, String> {
+    match text {
+        "linearizable" | "stale" => Ok(text.to_owned()),
+        _ if text.parse::<u64>().is_ok() => Ok(text.to_owned()),
+        _ => Err("choose linearizable, stale or a log index".to_owned()),
+    }
 }
 
 /// A duration on the command line, as files have it.

@@ -15,8 +15,10 @@ use rowen_api::v1::filler_service_client::FillerServiceClient;
 use rowen_api::v1::job_service_client::JobServiceClient;
 use rowen_api::v1::node_service_client::NodeServiceClient;
 use tokio::time::{Instant, sleep, timeout_at};
-use tonic::transport::{Channel, Endpoint};
-use tonic::{Code, Response, Status};
+use tonic::metadata::{Ascii, MetadataValue};
+use tonic::service::{Interceptor, interceptor::InterceptedService};
+use tonic::transport::Endpoint;
+use tonic::{Code, Request, Response, Status};
 
 use crate::args::GlobalArgs;
 
@@ -31,6 +33,22 @@ const PAUSES: (Duration, Duration) = (Duration::from_millis(20), Duration::from_
 const MAX_ANSWER_BYTES: usize = 64 << 20;
 /// Where `rowen dev` listens unless told otherwise.
 const DEFAULT_ADDR: &str = "127.0.0.1:7077";
+
+/// A connection that says with every request how fresh the answer must be.
+pub(crate) type Channel = InterceptedService<tonic::transport::Channel, ReadAs>;
+
+/// See [`GlobalArgs::read`].
+#[derive(Clone, Debug, Default)]
+pub(crate) struct ReadAs(Option<MetadataValue<Ascii>>);
+
+impl Interceptor for ReadAs {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        if let Some(value) = &self.0 {
+            request.metadata_mut().insert("rowen-read", value.clone());
+        }
+        Ok(request)
+    }
+}
 
 /// Why a call has no answer.
 #[derive(Debug, thiserror::Error)]
@@ -71,6 +89,7 @@ pub(crate) struct Client {
     answered: bool,
     id: String,
     seq: u64,
+    read: ReadAs,
 }
 
 struct Open {
@@ -81,7 +100,15 @@ struct Open {
 impl Client {
     /// A client of the cluster that the flags, or else ROWEN_ADDR, name. Connects when first used.
     pub(crate) fn new(global: &GlobalArgs) -> Client {
-        Client { addrs: addresses(global), open: None, answered: false, id: random_id(), seq: 0 }
+        let read = global.read.as_ref().and_then(|read| read.parse().ok()); // clap has checked it
+        Client {
+            addrs: addresses(global),
+            open: None,
+            answered: false,
+            id: random_id(),
+            seq: 0,
+            read: ReadAs(read),
+        }
     }
 
     /// An id for one request that changes something, to be kept through its retries.
@@ -97,6 +124,7 @@ impl Client {
     {
         let deadline = Instant::now() + PATIENCE;
         let mut pause = PAUSES.0;
+        let mut before = None;
         loop {
             let answered = self.answered;
             let problem = match self.connected().await {
@@ -106,6 +134,7 @@ impl Client {
                     match timeout_at(deadline, send(channel.clone())).await {
                         Ok(Ok(response)) => {
                             self.answered = true;
+                            self.say_index(&response);
                             return Ok(response.into_inner());
                         }
                         Ok(Err(status)) if may_pass(&status) => {
@@ -116,15 +145,29 @@ impl Client {
                         Ok(Err(status)) => {
                             return Err(CallError::Refused { status: Box::new(status) });
                         }
-                        Err(_) => return Err(CallError::Silent { addr: addr.clone() }),
+                        // What was said before says more than that it took too long to say it again.
+                        Err(_) => {
+                            let silent = CallError::Silent { addr: addr.clone() };
+                            return Err(before.unwrap_or(silent));
+                        }
                     }
                 }
             };
             if Instant::now() + pause >= deadline {
                 return Err(problem);
             }
+            before = Some(problem);
             sleep(pause).await;
             pause = (pause * 2).min(PAUSES.1);
+        }
+    }
+
+    /// For who asked for a certain freshness: what came of it.
+    fn say_index<T>(&self, response: &Response<T>) {
+        let index = response.metadata().get("rowen-index").and_then(|index| index.to_str().ok());
+        if let (Some(read), Some(index)) = (&self.read.0, index) {
+            let read = read.to_str().unwrap_or_default();
+            crate::output::note(&format!("as of log index {index} (--read {read})"));
         }
     }
 
@@ -135,6 +178,7 @@ impl Client {
             for addr in &self.addrs {
                 match connect(addr).await? {
                     Ok(channel) => {
+                        let channel = InterceptedService::new(channel, self.read.clone());
                         self.open = Some(Open { addr: addr.clone(), channel });
                         break;
                     }
@@ -199,7 +243,7 @@ pub(crate) fn may_pass(status: &Status) -> bool {
 }
 
 /// The outer error is final, the inner one says why this address does not answer.
-async fn connect(addr: &str) -> Result<Result<Channel, String>, CallError> {
+async fn connect(addr: &str) -> Result<Result<tonic::transport::Channel, String>, CallError> {
     let bad = || CallError::BadAddress { addr: addr.to_owned() };
     if addr.contains('/') || !addr.contains(':') {
         return Err(bad());
@@ -266,7 +310,8 @@ mod tests {
 
     #[test]
     fn request_ids_differ_and_rise() {
-        let global = GlobalArgs { addr: vec![], output: crate::args::OutputFormat::Table };
+        let global =
+            GlobalArgs { addr: vec![], read: None, output: crate::args::OutputFormat::Table };
         let (mut a, mut b) = (Client::new(&global), Client::new(&global));
         let (first, second) = (a.request_id().unwrap(), a.request_id().unwrap());
         assert_eq!((first.seq, second.seq), (1, 2));
@@ -279,6 +324,7 @@ mod tests {
     fn a_leader_that_is_named_goes_first() {
         let global = GlobalArgs {
             addr: vec!["a:1".into(), "b:1".into()],
+            read: None,
             output: crate::args::OutputFormat::Table,
         };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -286,7 +332,10 @@ mod tests {
         let mut client = Client::new(&global);
         let open = || Open {
             addr: "a:1".into(),
-            channel: Endpoint::from_static("http://a:1").connect_lazy(),
+            channel: InterceptedService::new(
+                Endpoint::from_static("http://a:1").connect_lazy(),
+                ReadAs::default(),
+            ),
         };
         client.open = Some(open());
         client.turn_away(&Status::unavailable("x"));
@@ -303,11 +352,12 @@ mod tests {
         // Port 1 is reserved and closed on any machine that runs tests.
         let global = GlobalArgs {
             addr: vec!["127.0.0.1:1".into()],
+            read: None,
             output: crate::args::OutputFormat::Table,
         };
         let mut client = Client::new(&global);
         let call = client.call(|ch| async move {
-            cluster(ch).get_status(rowen_api::v1::GetStatusRequest {}).await
+            cluster(ch).get_status(rowen_api::v1::GetStatusRequest::default()).await
         });
         let error = call.await.unwrap_err().to_string();
         assert_eq!(

@@ -86,6 +86,14 @@ pub enum ProposeError {
     /// No majority answered in time, so a read cannot be vouched for.
     #[error("no majority of the replicas answers")]
     NoQuorum,
+    /// This replica has not applied as much as a read wants to see.
+    #[error("this replica has applied the log up to {applied}, not to {index}")]
+    Behind {
+        /// How far it is.
+        applied: u64,
+        /// How far it should be.
+        index: u64,
+    },
     /// This replica stopped.
     #[error("the replica stopped: {0}")]
     Stopped(String),

@@ -93,9 +93,14 @@ impl Applier {
             EntryPayload::Blank => Applied::default(),
             EntryPayload::Normal(bytes) => {
                 let machine = self.machine();
-                catch_unwind(AssertUnwindSafe(|| machine.apply(index, &bytes.0))).map_err(|_| {
-                    io::Error::other(format!("the state machine panicked at entry {index}"))
-                })?
+                catch_unwind(AssertUnwindSafe(|| machine.apply(index, &bytes.0))).map_err(
+                    |panic| {
+                        let why = panic.downcast_ref::<String>().map_or("", String::as_str);
+                        io::Error::other(format!(
+                            "the state machine panicked at entry {index}: {why}"
+                        ))
+                    },
+                )?
             }
             EntryPayload::Membership(membership) => {
                 self.membership = StoredMembership::new(Some(entry.log_id), membership);

@@ -15,12 +15,14 @@ use openraft::{
         ClientWriteError, Fatal, ForwardToLeader, InitializeError, LinearizableReadError,
         RaftError as CoreError,
     },
+    metrics::WaitError,
 };
 use rowen_planted::{Bug, planted};
 use tokio::{
     sync::{Semaphore, mpsc, oneshot, watch},
     task::JoinHandle,
 };
+use tonic::Code;
 
 use crate::{
     Archive, ArchiveError, OpenError, ProposeError, RaftError, ReplicaConfig, StateMachine,
@@ -32,7 +34,7 @@ use crate::{
     recovering::Recovering,
     seed,
     snapshots::Snapshots,
-    transport::{Dial, Peers, RaftService, TransportService, dial_tcp},
+    transport::{Dial, Peers, RaftService, TransportService, ask_read_index, dial_tcp},
     types::{EntryBytes, TypeConfig},
     wal::{Wal, WalOptions},
 };
@@ -115,6 +117,7 @@ struct Inner {
     recovering: Arc<Recovering>,
     archive: Arc<Archive>,
     snapshots: Arc<Snapshots>,
+    peers: Peers,
     max_entry_bytes: usize,
     max_pending_bytes: usize,
     /// Bytes that may still be proposed.
@@ -232,7 +235,7 @@ impl Replica {
             failed: failed_sender,
             stopped: Arc::clone(&stopped),
         };
-        let repair = repair_archive(leadership.clone(), Arc::clone(&archive), peers);
+        let repair = repair_archive(leadership.clone(), Arc::clone(&archive), peers.clone());
         let (proposals, proposed) = mpsc::unbounded_channel(); // `pending` bounds it
         let proposing = proposals::run(raft.clone(), proposed, leadership.clone());
         let mut tasks =
@@ -248,6 +251,7 @@ impl Replica {
             recovering,
             archive,
             snapshots,
+            peers,
             max_entry_bytes: config.max_entry_bytes,
             max_pending_bytes: config.max_pending_bytes,
             pending: Arc::new(Semaphore::new(config.max_pending_bytes)),
@@ -344,6 +348,39 @@ impl Replica {
                 }
                 LinearizableReadError::QuorumNotEnough(_) => ProposeError::NoQuorum,
             }),
+        }
+    }
+
+    /// The same on any replica: one that follows asks the leader for the index, then waits until it
+    /// has applied that much itself. Within `patience`, or it is [`ProposeError::NoQuorum`].
+    pub async fn read_index_anywhere(&self, patience: Duration) -> Result<u64, ProposeError> {
+        let read = async {
+            let leadership = self.inner.leadership.borrow().clone();
+            match leadership.leader {
+                Some(leader) if !leadership.is_leader => {
+                    let asked = ask_read_index(&self.inner.peers, &leader).await;
+                    let index = asked.map_err(|status| match status.code() {
+                        Code::FailedPrecondition => ProposeError::NotLeader { leader: None },
+                        _ => ProposeError::NoQuorum,
+                    })?;
+                    self.wait_applied(index, patience).await?;
+                    Ok(index)
+                }
+                _ => self.read_index().await,
+            }
+        };
+        tokio::time::timeout(patience, read).await.unwrap_or(Err(ProposeError::NoQuorum))
+    }
+
+    /// Waits until the entry at `index` is applied here; views show it then.
+    pub async fn wait_applied(&self, index: u64, patience: Duration) -> Result<(), ProposeError> {
+        let wait = self.inner.raft.wait(Some(patience));
+        match wait.applied_index_at_least(Some(index), "a read").await {
+            Ok(_) => Ok(()),
+            Err(WaitError::Timeout(..)) => {
+                Err(ProposeError::Behind { applied: self.metrics().applied.unwrap_or(0), index })
+            }
+            Err(WaitError::ShuttingDown) => Err(ProposeError::Stopped("shut down".into())),
         }
     }
 

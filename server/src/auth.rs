@@ -52,6 +52,7 @@ const RULES: &[(&str, &str, Role)] = &[
     ("rowen.v1.ClusterService", "Backup", Role::Operator),
     ("rowen.v1.ClusterService", "GetStatus", Role::Operator),
     ("rowen.v1.ClusterService", "RemoveReplica", Role::Operator),
+    ("rowen.v1.ClusterService", "SetTiming", Role::Operator),
     ("rowen.v1.ClusterService", "TransferLeadership", Role::Operator),
     ("rowen.v1.ClusterService", "WatchOccupancy", Role::Operator),
     ("rowen.v1.FabricService", "GetFabric", Role::Operator),

@@ -163,7 +163,9 @@ async fn ask(peer: &Member, index: u64) -> Result<Option<String>, Status> {
     Ok((checkpoint.index == index).then_some(checkpoint.state_hash))
 }
 
-async fn client(peer: &Member) -> Result<ReplicaServiceClient<tonic::transport::Channel>, Status> {
+pub(crate) async fn client(
+    peer: &Member,
+) -> Result<ReplicaServiceClient<tonic::transport::Channel>, Status> {
     let endpoint = Endpoint::from_shared(format!("http://{}", peer.addr))
         .map_err(|error| Status::internal(error.to_string()))?
         .connect_timeout(PEER_TIMEOUT)

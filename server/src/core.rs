@@ -4,7 +4,7 @@
 use rowen_placement as placement;
 use rowen_state::{
     Allocation, Cluster, Command, Effect, Entry, NodeId, Record, Refusal, Reply, SnapshotError,
-    codec::{self, CodecError, Kind},
+    codec::{self, CodecError},
 };
 
 /// The answer to a command, as it travels from apply to the proposer.
@@ -30,6 +30,11 @@ pub struct Step {
 }
 
 impl Core {
+    /// An empty one at the newest cluster version, for worlds without a log of before.
+    pub fn newest() -> Self {
+        Core { cluster: Cluster::newest() }
+    }
+
     /// What is true now.
     pub fn cluster(&self) -> &Cluster {
         &self.cluster
@@ -38,7 +43,7 @@ impl Core {
     /// Applies the entry at `index`. Fails only when the bytes are not an entry this
     /// build can read: then this replica must not go on.
     pub fn apply(&mut self, index: u64, bytes: &[u8]) -> Result<Step, CodecError> {
-        let entry: Entry = codec::decode(Kind::Entry, bytes)?;
+        let entry: Entry = codec::decode(bytes)?;
         Ok(self.apply_entry(index, &entry))
     }
 

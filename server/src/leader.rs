@@ -7,7 +7,7 @@ use std::{ops::ControlFlow, sync::Arc, time::Duration};
 
 use rowen_api::v1::server_message;
 use rowen_planted::{Bug, planted};
-use rowen_state::{Cluster, Command, Effect, NodeId, Reply};
+use rowen_state::{Cluster, Command, Effect, NodeId, Reply, Timing};
 use tokio::{
     sync::{mpsc, oneshot},
     task::JoinHandle,
@@ -24,7 +24,9 @@ use crate::{
     machine::Pending,
     members,
     server::{Done, Server},
+    timing,
     told::Told,
+    versions,
 };
 
 /// A quorum is asked to confirm the leadership, for a heartbeat or a hello.
@@ -32,6 +34,8 @@ use crate::{
 pub(crate) struct Renewal {
     /// Whose node lease is to be renewed; none for a hello.
     pub(crate) node: Option<NodeId>,
+    /// The times its agent was told.
+    pub(crate) welcomed: Timing,
     /// Answered once a quorum has confirmed the leadership after this came.
     pub(crate) done: oneshot::Sender<Verdict>,
 }
@@ -110,7 +114,7 @@ impl Term {
     fn begin(server: Arc<Server>, number: u64, lived: Option<u64>) -> Self {
         let view = server.view();
         server.clock.start(view.now_ms(), lived);
-        let watch = Watch::new(server.timing().margins(), &view, boot_ms());
+        let watch = Watch::new(server.timing().initial().into(), &view, boot_ms());
         let now = Instant::now();
         let fence = server.fence(number);
         server.sessions.open(fence);
@@ -122,7 +126,7 @@ impl Term {
             renewing: None,
             planning: None,
             tending: None,
-            tended: now,
+            tended: now.checked_sub(TEND_PERIOD).unwrap_or(now), // a new cluster rises at once
             sound: true,
             replan: true,
             ticking: None,
@@ -219,10 +223,14 @@ impl Term {
 
     fn renew(&mut self, batch: Vec<Renewal>, confirmed: bool) {
         let (view, now_ms) = (self.server.view(), boot_ms());
-        for Renewal { node, done } in batch {
+        let in_force = timing::in_force(&self.server, &view);
+        for Renewal { node, welcomed, done } in batch {
             let verdict = match node {
                 _ if !confirmed => Verdict::Unconfirmed,
-                Some(node) if !self.watch.renew(&view, node, now_ms) => Verdict::ComeAgain,
+                Some(_) if welcomed != in_force => Verdict::ComeAgain,
+                Some(node) if !self.watch.renew(&view, node, welcomed.into(), now_ms) => {
+                    Verdict::ComeAgain
+                }
                 _ => Verdict::Confirmed,
             };
             let _ = done.send(verdict); // the agent may be gone
@@ -249,6 +257,8 @@ impl Term {
             let server = self.server.clone();
             self.tending = Some(tokio::spawn(async move {
                 members::step(&server).await;
+                versions::step(&server).await;
+                timing::begin(&server).await;
                 checkpoints::compare(&server).await
             }));
         }

@@ -17,13 +17,16 @@ mod leader;
 mod liveness;
 mod machine;
 mod members;
+mod read;
 mod replay;
 mod reports;
 mod serve;
 mod server;
 mod services;
 mod setup;
+mod timing;
 mod told;
+mod versions;
 
 pub use auth::{Principal, Role, rule};
 pub use config::{Config, Timing};

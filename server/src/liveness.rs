@@ -5,9 +5,9 @@
 use std::collections::BTreeMap;
 
 use rowen_planted::{Bug, planted};
-use rowen_state::{Cluster, Command, Liveness, NodeId};
+use rowen_state::{Cluster, Command, Liveness, NodeId, Timing};
 
-/// What the silence of a node is measured by.
+/// What the silence of a node is measured by, where the state does not say it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Margins {
     /// How long an agent may run without a confirmed leader.
@@ -27,6 +27,21 @@ impl Margins {
         let nominal_ms = self.node_lease_ms + notice_ms + self.kill_ms;
         nominal_ms + (nominal_ms * self.drift_ppm).div_ceil(1_000_000)
     }
+
+    fn widest(self, other: Margins) -> Margins {
+        Margins {
+            node_lease_ms: self.node_lease_ms.max(other.node_lease_ms),
+            kill_ms: self.kill_ms.max(other.kill_ms),
+            drift_ppm: self.drift_ppm.max(other.drift_ppm),
+        }
+    }
+}
+
+impl From<Timing> for Margins {
+    fn from(timing: Timing) -> Margins {
+        let Timing { node_lease_ms, kill_ms, drift_ppm, .. } = timing;
+        Margins { node_lease_ms, kill_ms, drift_ppm }
+    }
 }
 
 /// A transition that did not come through is proposed again after this, then after twice as long.
@@ -36,7 +51,13 @@ const PROPOSE_AGAIN_MAX_MS: u64 = 30_000;
 /// When each node was last acknowledged by this leader.
 #[derive(Clone, Debug)]
 pub struct Watch {
+    /// In force; by configuration until the state says it.
     margins: Margins,
+    /// Log index that put them in force; 0: they are the configured ones.
+    since: u64,
+    /// Leases granted under other margins may be held: nothing is lost before they, counted from
+    /// the given time, are over.
+    earlier: Option<(u64, Margins)>,
     nodes: BTreeMap<NodeId, Heard>,
     /// Index of the state that `nodes` follows.
     followed: Option<u64>,
@@ -63,17 +84,38 @@ impl Heard {
 
 impl Watch {
     /// A leader that has just come: it cannot know what its predecessor acknowledged,
-    /// so every node lease starts afresh now.
-    pub fn new(margins: Margins, cluster: &Cluster, now_ms: u64) -> Self {
-        let mut watch = Watch { margins, nodes: BTreeMap::new(), followed: None };
+    /// so every node lease starts afresh now. `configured` holds until the state says otherwise.
+    pub fn new(configured: Margins, cluster: &Cluster, now_ms: u64) -> Self {
+        let mut watch = Watch {
+            margins: configured,
+            since: 0,
+            earlier: None,
+            nodes: BTreeMap::new(),
+            followed: None,
+        };
+        if let Some(in_force) = cluster.meta().timing {
+            (watch.margins, watch.since) = (in_force.timing.into(), in_force.since);
+            watch.earlier = in_force.earlier.map(|earlier| (now_ms, earlier.into()));
+        }
         watch.follow(cluster, now_ms);
         watch
     }
 
     /// A quorum confirmed the leadership after the node's heartbeat had come: may its lease be
     /// acknowledged? If not, its agent must come again before anything else: the state thinks
-    /// that it is gone, or is about to.
-    pub fn renew(&mut self, cluster: &Cluster, node: NodeId, now_ms: u64) -> bool {
+    /// that it is gone, or is about to. Nor if it was `welcomed` with other times than those in
+    /// force: it would count its lease by them.
+    pub fn renew(
+        &mut self,
+        cluster: &Cluster,
+        node: NodeId,
+        welcomed: Margins,
+        now_ms: u64,
+    ) -> bool {
+        self.follow_timing(cluster, now_ms);
+        if welcomed != self.margins {
+            return false;
+        }
         let Some(row) = cluster.nodes().get(node).filter(|row| row.liveness == Liveness::Up) else {
             return false;
         };
@@ -90,7 +132,12 @@ impl Watch {
     /// The transitions that are due.
     pub fn due(&mut self, cluster: &Cluster, now_ms: u64) -> Vec<Command> {
         self.follow(cluster, now_ms);
-        let mut commands = Vec::new();
+        let mut commands = Vec::from_iter(self.settled(cluster, now_ms));
+        let earlier_over = |notice_ms| {
+            self.earlier.is_none_or(|(from_ms, margins)| {
+                now_ms.saturating_sub(from_ms) > margins.until_lost_ms(notice_ms)
+            })
+        };
         for (id, heard) in &mut self.nodes {
             let silence_ms = now_ms.saturating_sub(heard.at_ms);
             if silence_ms <= self.margins.node_lease_ms || now_ms < heard.again_at_ms {
@@ -98,8 +145,9 @@ impl Watch {
             }
             let Some(node) = cluster.nodes().get(*id) else { continue };
             let came = heard.came;
+            let notice_ms = longest_notice_ms(cluster, node);
             let command =
-                if silence_ms > self.margins.until_lost_ms(longest_notice_ms(cluster, node)) {
+                if silence_ms > self.margins.until_lost_ms(notice_ms) && earlier_over(notice_ms) {
                     heard.doomed = true;
                     Command::NodeLost { node: *id, came }
                 } else if node.liveness == Liveness::Up {
@@ -114,8 +162,33 @@ impl Watch {
         commands
     }
 
+    /// A timing that comes into force ends no lease that was granted under the one before.
+    fn follow_timing(&mut self, cluster: &Cluster, now_ms: u64) {
+        let Some(in_force) = cluster.meta().timing.filter(|new| new.since != self.since) else {
+            return;
+        };
+        let before = std::mem::replace(&mut self.margins, in_force.timing.into());
+        self.since = in_force.since;
+        let more = [self.earlier.map(|(_, margins)| margins), in_force.earlier.map(Margins::from)];
+        let widest = more.into_iter().flatten().fold(before, Margins::widest);
+        self.earlier = Some((now_ms, widest));
+    }
+
+    /// The word that no lease of an earlier timing is left, once that is so.
+    fn settled(&mut self, cluster: &Cluster, now_ms: u64) -> Option<Command> {
+        let (from_ms, margins) = self.earlier?;
+        let notice_ms = cluster.allocations().values().map(|a| a.notice_ms).max().unwrap_or(0);
+        if now_ms.saturating_sub(from_ms) <= margins.until_lost_ms(notice_ms) {
+            return None;
+        }
+        self.earlier = None;
+        let in_force = cluster.meta().timing.filter(|in_force| in_force.earlier.is_some())?;
+        Some(Command::SettleTiming { since: in_force.since })
+    }
+
     /// An agent that came starts its silence afresh; a node that is lost or gone has none.
     fn follow(&mut self, cluster: &Cluster, now_ms: u64) {
+        self.follow_timing(cluster, now_ms);
         if self.followed.replace(cluster.applied()) == Some(cluster.applied()) {
             return;
         }
@@ -199,27 +272,27 @@ mod tests {
     fn a_node_whose_loss_is_proposed_is_not_acknowledged_until_it_comes_again() {
         let mut world = World::new();
         let mut watch = Watch::new(MARGINS, &world.0, 0);
-        assert!(watch.renew(&world.0, NODE, 9_000));
+        assert!(watch.renew(&world.0, NODE, MARGINS, 9_000));
         assert_eq!(watch.due(&world.0, 19_000), []);
         assert!(matches!(watch.due(&world.0, 19_001)[..], [Command::NodeSilent { .. }]));
-        assert!(watch.renew(&world.0, NODE, 19_002), "the state still says that it is up");
+        assert!(watch.renew(&world.0, NODE, MARGINS, 19_002), "the state still says that it is up");
         let lost = watch.due(&world.0, 19_003 + 12_012);
         assert!(matches!(lost[..], [Command::NodeLost { .. }]));
-        assert!(!watch.renew(&world.0, NODE, 31_016), "the log has yet to decide");
+        assert!(!watch.renew(&world.0, NODE, MARGINS, 31_016), "the log has yet to decide");
         // The log may bring the loss before the coming, or after it.
         let mut after = World(world.0.clone());
         after.come();
         assert!(after.apply(lost[0].clone()).is_err(), "void: it has come again");
         assert_eq!(after.liveness(), Liveness::Up);
-        assert!(watch.clone().renew(&after.0, NODE, 31_017));
+        assert!(watch.clone().renew(&after.0, NODE, MARGINS, 31_017));
         assert_eq!(watch.clone().due(&after.0, 31_018), [], "its silence begins afresh");
 
         world.apply(lost[0].clone()).unwrap();
         assert_eq!(world.liveness(), Liveness::Lost);
-        assert!(!watch.renew(&world.0, NODE, 31_017), "an old stream renews nothing");
+        assert!(!watch.renew(&world.0, NODE, MARGINS, 31_017), "an old stream renews nothing");
         assert_eq!(watch.due(&world.0, 99_000), []);
         world.come();
-        assert!(watch.renew(&world.0, NODE, 99_001));
+        assert!(watch.renew(&world.0, NODE, MARGINS, 99_001));
         assert_eq!(watch.due(&world.0, 99_002), []);
     }
 
@@ -230,9 +303,9 @@ mod tests {
         let silent = watch.due(&world.0, 10_001);
         world.apply(silent[0].clone()).unwrap();
         assert_eq!(world.liveness(), Liveness::Silent);
-        assert!(!watch.renew(&world.0, NODE, 10_002), "or it would stay silent for ever");
+        assert!(!watch.renew(&world.0, NODE, MARGINS, 10_002), "or it would stay silent for ever");
         world.come();
-        assert!(watch.renew(&world.0, NODE, 10_003));
+        assert!(watch.renew(&world.0, NODE, MARGINS, 10_003));
     }
 
     #[test]
@@ -245,5 +318,71 @@ mod tests {
         }
         assert!((20..40).contains(&asked.len()), "{asked:?}");
         assert!(asked.windows(2).all(|pair| pair[1] - pair[0] >= 500));
+    }
+
+    fn in_force(world: &mut World, node_lease_ms: u64) -> Margins {
+        let timing =
+            Timing { node_lease_ms, heartbeat_ms: 1_000, kill_ms: 2_000, drift_ppm: 1_000 };
+        world.apply(Command::SetTiming { timing, granted: None }).unwrap();
+        timing.into()
+    }
+
+    /// Silent since 0, lease and margin as `watch` knows them: the first moment it counts as lost.
+    fn lost_at(watch: Watch, world: &World) -> u64 {
+        let lost = |now_ms: &u64| {
+            let due = watch.clone().due(&world.0, *now_ms); // asked for the first time
+            due.iter().any(|command| matches!(command, Command::NodeLost { .. }))
+        };
+        (0..200_000).step_by(10).find(lost).expect("it is lost some time")
+    }
+
+    #[test]
+    fn a_shorter_lease_frees_nothing_while_a_longer_one_may_be_held() {
+        let mut world = World(Cluster::newest());
+        let fabric = rowen_topology::drawing::parse("block a: n1 x2").unwrap();
+        world.apply(Command::SetFabric(fabric)).unwrap();
+        world.come();
+        let first = in_force(&mut world, 60_000);
+        let mut watch = Watch::new(MARGINS, &world.0, 0);
+        assert_eq!(
+            lost_at(watch.clone(), &world),
+            62_070,
+            "the state's timing, not the configured"
+        );
+        assert!(
+            !watch.renew(&world.0, NODE, MARGINS, 0),
+            "it was welcomed under the configured one"
+        );
+        assert!(watch.renew(&world.0, NODE, first, 0));
+
+        let second = in_force(&mut world, 6_000);
+        let since = world.0.applied();
+        assert!(!watch.renew(&world.0, NODE, first, 0), "it must hear of the new one");
+        assert_eq!(lost_at(watch.clone(), &world), 62_070, "it may hold a lease of 60 s");
+        let successor = Watch::new(MARGINS, &world.0, 0);
+        assert_eq!(lost_at(successor, &world), 62_070, "a new leader cannot know either");
+
+        // The leader has waited for all of them, then even one that comes new need not.
+        assert!(watch.renew(&world.0, NODE, second, 62_063));
+        assert_eq!(watch.due(&world.0, 62_063), [Command::SettleTiming { since }]);
+        world.apply(Command::SettleTiming { since }).unwrap();
+        assert_eq!(watch.due(&world.0, 62_064), []);
+        assert_eq!(lost_at(Watch::new(MARGINS, &world.0, 0), &world), 8_010);
+    }
+
+    #[test]
+    fn a_longer_lease_is_granted_and_waited_for_at_once() {
+        let mut world = World(Cluster::newest());
+        let fabric = rowen_topology::drawing::parse("block a: n1 x2").unwrap();
+        world.apply(Command::SetFabric(fabric)).unwrap();
+        world.come();
+        let mut watch = Watch::new(MARGINS, &world.0, 0);
+        assert!(
+            watch.renew(&world.0, NODE, MARGINS, 0),
+            "the configured one, as long as there is no other"
+        );
+        let longer = in_force(&mut world, 60_000);
+        assert!(watch.renew(&world.0, NODE, longer, 0));
+        assert_eq!(lost_at(watch, &world), 62_070);
     }
 }

@@ -4,10 +4,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rowen_raft::{Applied, ArchiveRecord, StateMachine};
-use rowen_state::{
-    Cluster, Effect,
-    codec::{self, Kind},
-};
+use rowen_state::{Cluster, Effect, codec};
 use tokio::sync::{Notify, watch};
 
 use crate::{checkpoints::Checkpoints, core::Core};
@@ -110,14 +107,15 @@ impl StateMachine for Machine {
         // Skipping an entry would split this replica from the others; stopping cannot.
         let step = self.core.apply(index, entry).unwrap_or_else(|error| {
             tracing::error!(index, %error, "this build cannot read a committed entry; the replica stops");
-            panic!("entry {index}: {error}");
+            panic!("{error}");
         });
         self.checkpoints.note(index, || self.core.cluster().state_hash());
         self.unseen.effects.extend(step.effects);
         self.unseen.replan |= step.replan;
         let records = step.records.into_iter();
         Applied {
-            reply: codec::encode(Kind::Answer, &step.answer).expect("an answer is small"),
+            reply: codec::encode(self.core.cluster().meta().version, step.answer)
+                .expect("an answer is small"),
             records: records
                 .map(|record| ArchiveRecord { key: record.key, value: record.value })
                 .collect(),

@@ -55,6 +55,12 @@ fn next_change(
     successor(members, own).map(Change::HandOver)
 }
 
+/// Whether the group is what the list says, votes aside.
+pub(crate) fn settled(wanted: &Cluster, members: &[MemberStatus]) -> bool {
+    let listed = |status: &MemberStatus| wanted.replicas().contains(ReplicaId(status.member.id.0));
+    members.len() == wanted.replicas().len() && members.iter().all(listed)
+}
+
 /// Members of the group that the state has never known of, by id. Ids come from a counter in the
 /// state, so one above it was never listed, and one below it that is not listed was taken out.
 fn unrecorded(wanted: &Cluster, members: &[MemberStatus]) -> impl Iterator<Item = Member> + use<> {
@@ -116,10 +122,7 @@ pub(crate) async fn step(server: &Server) {
 
 #[cfg(test)]
 mod tests {
-    use rowen_state::{
-        Entry,
-        codec::{self, Kind},
-    };
+    use rowen_state::{Entry, codec};
 
     use super::*;
     use crate::core::Core;
@@ -137,7 +140,7 @@ mod tests {
         for (at, command) in commands.into_iter().enumerate() {
             let principal = "test".to_owned();
             let entry = Entry { at_ms: 1_000, principal, request: None, command };
-            let bytes = codec::encode(Kind::Entry, &entry).unwrap();
+            let bytes = codec::encode(1, entry).unwrap();
             core.apply(at as u64 + 1, &bytes).unwrap().answer.unwrap();
         }
         core

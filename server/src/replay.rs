@@ -5,10 +5,7 @@ use std::path::Path;
 
 use anyhow::{Context, bail};
 use rowen_raft::read_offline;
-use rowen_state::{
-    Cluster, JobEvent, JobId, Violation,
-    codec::{self, Kind},
-};
+use rowen_state::{Cluster, JobEvent, JobId, Violation, codec};
 
 use crate::core::Core;
 
@@ -57,7 +54,7 @@ pub fn replay(dir: &Path, until: Option<u64>, job: Option<JobId>) -> anyhow::Res
             .iter()
             .filter(|record| prefix.as_ref().is_some_and(|prefix| record.key.starts_with(prefix)));
         for line in lines {
-            story.push(codec::decode(Kind::Archive, &line.value)?);
+            story.push(codec::decode(&line.value)?);
         }
     }
     Ok(Replay {

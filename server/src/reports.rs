@@ -149,8 +149,8 @@ mod tests {
     fn the_largest_message_still_encodes_within_the_bound() {
         let tasks = vec![report(1, 1, 500).tasks.remove(0); 100];
         let bytes = rowen_state::codec::encode(
-            rowen_state::codec::Kind::Entry,
-            &rowen_state::Entry {
+            1,
+            rowen_state::Entry {
                 at_ms: 1,
                 principal: "agents".into(),
                 request: None,

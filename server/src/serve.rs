@@ -12,7 +12,7 @@ use tonic::transport::server::TcpIncoming;
 
 use crate::{
     agents::Sessions, auth::Authorization, clock::Clock, config::Config, leader, members,
-    server::Server, services, setup,
+    server::Server, services, setup, timing,
 };
 
 /// Serves `config` until `shutdown` resolves. An error means that the replica could
@@ -40,6 +40,8 @@ pub async fn serve(
         sessions: Sessions::default(),
     });
     let leading = tokio::spawn(leader::run(server.clone(), received));
+    let compared = server.clone();
+    let comparing = tokio::spawn(async move { timing::compare(&compared).await });
 
     let router = tonic::transport::Server::builder()
         .layer(Authorization)
@@ -69,6 +71,7 @@ pub async fn serve(
     let _ = close.send(());
     let _ = tokio::time::timeout(Duration::from_millis(500), &mut serving).await;
     leading.abort();
+    comparing.abort();
     replica.shutdown().await;
     outcome
 }

@@ -4,10 +4,7 @@ use std::sync::Arc;
 
 use rowen_planted::{Bug, planted};
 use rowen_raft::{Member, ProposeError, Replica};
-use rowen_state::{
-    Cluster, Code, Command, Entry, Reply, RequestId,
-    codec::{self, Kind},
-};
+use rowen_state::{Cluster, Code, Command, Entry, Reply, RequestId, codec};
 use tokio::sync::watch;
 use tonic::{Status, metadata::MetadataValue};
 
@@ -19,6 +16,7 @@ use crate::{
     config::{Config, Timing},
     core::Answer,
     machine::Feed,
+    versions,
 };
 
 /// The metadata key that names the leader in a refusal.
@@ -56,13 +54,14 @@ impl Server {
         command: Command,
     ) -> Result<Done, Status> {
         let Some(at_ms) = self.clock.now_ms() else { return Err(self.not_leading()) };
+        let version = versions::of_command(self, &command).await?;
         let entry = Entry { at_ms, principal: principal.name.clone(), request, command };
-        let bytes = codec::encode(Kind::Entry, &entry).map_err(|error| {
+        let bytes = codec::encode(version, entry).map_err(|error| {
             Status::invalid_argument(format!("request: {error}; make it smaller"))
         })?;
         let committed =
             self.replica.propose(bytes).await.map_err(|error| propose_status(&error))?;
-        let answer: Answer = codec::decode(Kind::Answer, &committed.reply).map_err(|error| {
+        let answer: Answer = codec::decode(&committed.reply).map_err(|error| {
             Status::internal(format!("answer of entry {}: {error}", committed.index))
         })?;
         match answer {
@@ -71,7 +70,8 @@ impl Server {
         }
     }
 
-    /// The state, at least as new as everything acknowledged before this call.
+    /// The state, at least as new as everything acknowledged before this call. Only the leader has
+    /// it: for what is then proposed. Reads for others: `read.rs`.
     pub(crate) async fn read(&self) -> Result<Arc<Cluster>, Status> {
         if !planted(Bug::StaleRead) {
             self.replica.read_index().await.map_err(|error| propose_status(&error))?;
@@ -114,7 +114,7 @@ fn refusal_status(code: Code, message: String) -> Status {
     }
 }
 
-fn propose_status(error: &ProposeError) -> Status {
+pub(crate) fn propose_status(error: &ProposeError) -> Status {
     match error {
         ProposeError::NotLeader { leader } => not_leader(leader.as_ref()),
         ProposeError::TooLarge { .. } => Status::invalid_argument(error.to_string()),

@@ -6,12 +6,13 @@ use std::{
     fs::{self, File},
     io::{Read, Write},
     path::Path,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use anyhow::{Context, bail};
 use rowen_api::v1::{self, cluster_service_client::ClusterServiceClient};
 use rowen_raft::{Member, Replica, ReplicaConfig, ReplicaId};
+use rowen_state::codec::READS_VERSION;
 use serde::{Deserialize, Serialize};
 use tonic::{Code, Status, transport::Endpoint};
 
@@ -88,7 +89,7 @@ pub fn restore(config: &Config, bytes: &[u8]) -> anyhow::Result<u64> {
     config.validate().map_err(anyhow::Error::msg)?;
     refuse_used(config)?;
     let backup = backup::read(bytes)?;
-    let (cluster, id) = backup.cluster.reincarnate(&config.address());
+    let (cluster, id) = backup.cluster.reincarnate(&config.address(), unix_s());
     let member = Member { id: ReplicaId(id.0), addr: config.address() };
     let raft = raft_config(config, member.id);
     let snapshot = cluster.to_snapshot()?;
@@ -190,8 +191,16 @@ async fn ask(peer: &str, addr: &str, id: &v1::RequestId) -> Result<u64, Status> 
         .map_err(|_| Status::invalid_argument("it is no address; give host:port"))?
         .connect_timeout(CONNECT);
     let mut client = ClusterServiceClient::new(endpoint.connect().await.map_err(unavailable)?);
-    let request = v1::AdmitReplicaRequest { request: Some(id.clone()), addr: addr.to_owned() };
+    let request = v1::AdmitReplicaRequest {
+        request: Some(id.clone()),
+        addr: addr.to_owned(),
+        reads_version: READS_VERSION,
+    };
     Ok(client.admit_replica(request).await?.into_inner().id)
+}
+
+fn unix_s() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
 /// 128 random bits.

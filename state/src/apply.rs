@@ -14,6 +14,8 @@ mod plans;
 mod replicas;
 mod reports;
 mod tick;
+mod timing;
+mod version;
 
 use crate::{
     Cluster, Code, Command, Entry, JobId, Outcome, Refusal, Reply,
@@ -78,6 +80,7 @@ impl Cluster {
     }
 
     fn dispatch(&mut self, command: &Command, outcome: &mut Outcome) -> Answer {
+        self.since_passed(command)?;
         // A tick wakes the planner too: back-offs end with time.
         outcome.replan = true;
         match command {
@@ -104,6 +107,9 @@ impl Cluster {
             Command::ForgetNode(node) => self.forget_node(*node, outcome),
             Command::AdmitReplica { id, addr } => self.admit_replica(*id, addr),
             Command::RemoveReplica(id) => self.remove_replica(*id),
+            Command::RaiseVersion { to, asked } => self.raise_version(*to, asked),
+            Command::SetTiming { timing, granted } => self.set_timing(*timing, *granted),
+            Command::SettleTiming { since } => self.settle_timing(*since),
             Command::Report(reports) => {
                 outcome.replan = false; // unless one of them frees something
                 self.report(reports, outcome)

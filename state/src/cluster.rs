@@ -9,12 +9,13 @@ use serde::Serialize;
 use xxhash_rust::xxh3::xxh3_128;
 
 use crate::{
-    Allocation, AllocationId, Effect, Epoch, Filler, FillerId, GpuMask, Job, JobId, JobState, Node,
-    NodeId, Outcome, Owner, Place, Record, Replica, ReplicaId, StopReason, Table,
-    codec::{self, Kind},
+    Allocation, AllocationId, Effect, Epoch, Filler, FillerId, GpuMask, InForce, Job, JobId,
+    JobState, Node, NodeId, Outcome, Owner, Place, Record, Replica, ReplicaId, StopReason, Table,
+    codec::{self, READS_VERSION, Row, Stored},
     ledger::UsageKey,
     requests::Requests,
     rooms::{self, Rooms},
+    v1::MetaV1,
 };
 
 /// Ended jobs kept in the state; older ones are in the archive.
@@ -23,6 +24,8 @@ pub(crate) const ENDED_JOBS: usize = 10_000;
 pub(crate) const LIVE_JOBS: usize = 100_000;
 /// Longest text kept of what somebody said: one row must not outgrow the archive's limit.
 const TEXT_BYTES: usize = 512;
+/// What every log begins with: the format of the first release.
+const FIRST_VERSION: u32 = 1;
 /// Fillers at once.
 pub(crate) const FILLERS: usize = 4_096;
 
@@ -35,7 +38,8 @@ pub struct Meta {
     pub applied: u64,
     /// The state's clock, unix time.
     pub now_ms: u64,
-    /// What every replica can read; entries are written so. Only rises.
+    /// The cluster version: what every replica can read. Entries, snapshots, archive lines and the
+    /// state hash are written so, and what apply does may depend on it. Only rises, one at a time.
     pub version: u32,
     /// Evictions ever.
     pub evictions: u64,
@@ -47,7 +51,10 @@ pub struct Meta {
     pub(crate) last_filler: u64,
     pub(crate) last_allocation: u64,
     pub(crate) last_node: u32,
+    /// The highest replica id given so far.
     pub last_replica: u64,
+    /// From version 2 on, once it was set: before, each replica goes by its own configuration.
+    pub timing: Option<InForce>,
 }
 
 /// Everything that is true. A clone is cheap: maps are persistent and share
@@ -103,7 +110,7 @@ impl Cluster {
                 incarnation,
                 applied: 0,
                 now_ms: 0,
-                version: 1,
+                version: FIRST_VERSION,
                 evictions: 0,
                 retired_ms: [0; 4],
                 archive_digest: 0,
@@ -112,6 +119,7 @@ impl Cluster {
                 last_allocation: 0,
                 last_node: 0,
                 last_replica: 0,
+                timing: None,
             },
             nodes: Table::new(1),
             jobs: Table::new(2),
@@ -120,9 +128,17 @@ impl Cluster {
             replicas: Table::new(6),
             usage: OrdMap::new(),
             requests: Requests::default(),
-            derived: Derived::empty(&fabric),
+            derived: Derived::empty(&fabric, FIRST_VERSION),
             fabric: Arc::new(fabric),
         }
+    }
+
+    /// An empty cluster that has risen to the newest version, for worlds in which no older build
+    /// ever was. A log begins with [`Cluster::new`].
+    pub fn newest() -> Self {
+        let mut cluster = Cluster::new(1);
+        (FIRST_VERSION + 1..=READS_VERSION).for_each(|version| cluster.rise(version));
+        cluster
     }
 
     /// Counters and clocks.
@@ -173,8 +189,11 @@ impl Cluster {
     /// The state as a cluster restored from a backup begins with it: a new incarnation, so that
     /// epochs of before are older than any of after, and one replica with an id never used.
     #[must_use]
-    pub fn reincarnate(mut self, addr: &str) -> (Cluster, ReplicaId) {
-        self.meta.incarnation += 1;
+    pub fn reincarnate(mut self, addr: &str, unix_s: u64) -> (Cluster, ReplicaId) {
+        // Two restores of one backup must not be one incarnation: what one of them gave away, agents
+        // would take for the other's. In a fence it has 32 bits: enough until 2106.
+        let unix_s = unix_s.min(u32::MAX.into());
+        self.meta.incarnation = (self.meta.incarnation + 1).max(unix_s);
         for id in self.replicas.iter().map(|(id, _)| id).collect::<Vec<_>>() {
             self.replicas.remove(id);
         }
@@ -182,7 +201,7 @@ impl Cluster {
         let id = ReplicaId(self.meta.last_replica);
         let admitted_ms = self.meta.now_ms;
         self.replicas.insert(id, Replica { id, addr: addr.to_owned(), admitted_ms });
-        self.replicas.settle();
+        self.replicas.settle(self.meta.version);
         (self, id)
     }
 
@@ -262,7 +281,7 @@ impl Cluster {
     /// Hash of the whole state: equal on every replica at equal index.
     pub fn state_hash(&self) -> u128 {
         let mut bytes = Vec::with_capacity(256);
-        codec::canonical(&self.meta, &mut bytes);
+        self.meta.canonical(self.meta.version, &mut bytes);
         codec::canonical(
             &[
                 self.nodes.digest(),
@@ -483,7 +502,24 @@ impl Cluster {
         let mut key = Cluster::story_prefix(id);
         key.extend_from_slice(&self.meta.applied.to_be_bytes());
         key.extend_from_slice(&(outcome.records.len() as u32).to_be_bytes());
-        outcome.records.push(record(key, &event));
+        outcome.records.push(self.record(key, event));
+    }
+
+    /// A line of the archive, as the cluster's version writes it.
+    pub(crate) fn record(&self, key: Vec<u8>, value: impl Stored) -> Record {
+        let value = codec::encode(self.meta.version, value).expect("an archive line is small");
+        Record { key, value }
+    }
+
+    /// The cluster writes `to` from here on: what it writes in another shape is hashed anew.
+    pub(crate) fn rise(&mut self, to: u32) {
+        self.meta.version = to;
+        self.nodes.rise(to);
+        self.jobs.rise(to);
+        self.fillers.rise(to);
+        self.allocations.rise(to);
+        self.replicas.rise(to);
+        self.derived.fabric_hash = fabric_hash(&self.fabric, to);
     }
 
     /// The archive's keys of a job's story begin so; then index and line number.
@@ -521,11 +557,12 @@ impl Cluster {
         for id in self.nodes.dirty() {
             self.refresh_index(id);
         }
-        self.nodes.settle();
-        self.jobs.settle();
-        self.fillers.settle();
-        self.allocations.settle();
-        self.replicas.settle();
+        let version = self.meta.version;
+        self.nodes.settle(version);
+        self.jobs.settle(version);
+        self.fillers.settle(version);
+        self.allocations.settle(version);
+        self.replicas.settle(version);
     }
 
     /// Brings the index and the rooms up to date with a node.
@@ -552,14 +589,14 @@ impl Cluster {
     /// Brings up to date what the state hash needs of what is derived: whether a restored state is
     /// whole must be known before the rest is made of it.
     pub(crate) fn rehash_derived(&mut self) {
-        self.derived.fabric_hash = fabric_hash(&self.fabric);
+        self.derived.fabric_hash = fabric_hash(&self.fabric, self.meta.version);
         let usage = self.usage.iter().map(|(key, gpu_ms)| usage_hash(key, *gpu_ms));
         self.derived.usage_digest = usage.fold(0, u128::wrapping_add);
     }
 
     /// Rebuilds what is derived, after a new fabric or a restore.
     pub(crate) fn rebuild_derived(&mut self) {
-        let mut derived = Derived::empty(&self.fabric);
+        let mut derived = Derived::empty(&self.fabric, self.meta.version);
         derived.by_name = self.nodes.iter().map(|(id, node)| (node.name.clone(), id)).collect();
         let node_at: Vec<NodeId> = (0..derived.index.node_count())
             .map(|pos| {
@@ -596,7 +633,7 @@ impl Cluster {
 }
 
 impl Derived {
-    fn empty(fabric: &FabricRecord) -> Self {
+    fn empty(fabric: &FabricRecord, version: u32) -> Self {
         // No fabric yet is the one fabric that an operator could not have set.
         let index = if *fabric == FabricRecord::default() {
             FlatIndex::default()
@@ -613,10 +650,16 @@ impl Derived {
             ended: OrdSet::new(),
             timed: OrdSet::new(),
             stopping: OrdSet::new(),
-            fabric_hash: fabric_hash(fabric),
+            fabric_hash: fabric_hash(fabric, version),
             usage_digest: 0,
         }
     }
+}
+
+fn fabric_hash(fabric: &FabricRecord, version: u32) -> u128 {
+    let mut bytes = Vec::new();
+    fabric.canonical(version, &mut bytes);
+    xxh3_128(&bytes)
 }
 
 /// The head of a text that came from outside.
@@ -627,18 +670,17 @@ pub(crate) fn clip(mut text: String) -> String {
     text
 }
 
-fn fabric_hash(fabric: &FabricRecord) -> u128 {
-    let mut bytes = Vec::new();
-    codec::canonical(fabric, &mut bytes);
-    xxh3_128(&bytes)
-}
-
 fn usage_hash(key: &UsageKey, gpu_ms: u64) -> u128 {
     let mut bytes = vec![5];
     codec::canonical(&(key, gpu_ms), &mut bytes);
     xxh3_128(&bytes)
 }
 
-pub(crate) fn record<T: Serialize>(key: Vec<u8>, value: &T) -> Record {
-    Record { key, value: codec::encode(Kind::Archive, value).expect("an archive line is small") }
+impl Row for Meta {
+    fn canonical(&self, version: u32, into: &mut Vec<u8>) {
+        match version {
+            1 => codec::canonical(&MetaV1::of(self), into),
+            _ => codec::canonical(self, into),
+        }
+    }
 }

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     AllocationId, Epoch, FieldError, FillerId, FillerSpec, JobId, JobSpec, NodeId, Plan, ReplicaId,
-    TaskPhase,
+    TaskPhase, Timing,
 };
 
 /// One entry of the log. Enums here are only ever appended to.
@@ -96,6 +96,39 @@ pub enum Command {
     RemoveReplica(ReplicaId),
     /// The operator has seen with his own eyes that the node is off.
     ForgetNode(NodeId),
+    /// Every replica of `asked` said that it reads this version: from here on the cluster writes it.
+    RaiseVersion {
+        /// The one after the cluster's.
+        to: u32,
+        /// Who was asked; void if somebody has joined meanwhile.
+        asked: Vec<ReplicaId>,
+    },
+    /// Every replica goes by this timing.
+    SetTiming {
+        /// From here on.
+        timing: Timing,
+        /// The widest that replicas may have granted by their configuration, when the state gets
+        /// its first.
+        granted: Option<Timing>,
+    },
+    /// No lease is left that was granted under a timing before the one set at index `since`.
+    SettleTiming {
+        /// [`crate::InForce::since`].
+        since: u64,
+    },
+}
+
+impl Command {
+    /// The first cluster version in which this may be asked, fields and all: in an older one some
+    /// replica could not read it.
+    pub fn since(&self) -> u32 {
+        match self {
+            // Whoever is asked to rise to a version has said that it reads it.
+            Command::RaiseVersion { to, .. } => to.saturating_sub(1),
+            Command::SetTiming { .. } | Command::SettleTiming { .. } => 2,
+            _ => 1,
+        }
+    }
 }
 
 /// What an agent says when it comes.

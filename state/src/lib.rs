@@ -23,11 +23,14 @@ mod requests;
 mod rooms;
 mod snapshot;
 mod spec;
+mod stored;
 mod table;
+mod timing;
+mod v1;
 mod verify;
 
 pub use allocation::{Allocation, Owner, Stop, StopReason, Task, TaskPhase};
-pub use cluster::Cluster;
+pub use cluster::{Cluster, Meta};
 pub use command::{
     Code, Command, Effect, Entry, NodeReport, Outcome, Record, Refusal, Reply, RequestId,
     TaskReport,
@@ -43,4 +46,5 @@ pub use rooms::{Count, Evictable, Host, Room, Rooms};
 pub use snapshot::SnapshotError;
 pub use spec::{FieldError, FillerSpec, JobSpec, Probe, Resources};
 pub use table::Table;
+pub use timing::{InForce, Timing};
 pub use verify::Violation;

@@ -9,24 +9,47 @@ use serde::{Deserialize, Serialize};
 use crate::{
     Allocation, Cluster, Filler, Job, Node, Replica, Table,
     cluster::Meta,
-    codec::{self, CodecError, Kind},
+    codec::{self, Body, CodecError, Kind, Row, Stored},
     ledger::UsageKey,
     requests::{Client, Requests},
+    v1::SnapshotV1,
 };
 
-/// Schema 1 of a snapshot. Derived parts are not in it.
+/// The newest schema of a snapshot. Derived parts are not in it.
 #[derive(Serialize, Deserialize)]
-struct SnapshotV1 {
-    state_hash: u128,
-    meta: Meta,
-    fabric: FabricRecord,
-    nodes: Vec<Node>,
-    jobs: Vec<Job>,
-    fillers: Vec<Filler>,
-    allocations: Vec<Allocation>,
-    replicas: Vec<Replica>,
-    usage: Vec<(UsageKey, u64)>,
-    requests: (u128, Vec<(String, Client)>),
+pub(crate) struct Snapshot {
+    pub(crate) state_hash: u128,
+    pub(crate) meta: Meta,
+    pub(crate) fabric: FabricRecord,
+    pub(crate) nodes: Vec<Node>,
+    pub(crate) jobs: Vec<Job>,
+    pub(crate) fillers: Vec<Filler>,
+    pub(crate) allocations: Vec<Allocation>,
+    pub(crate) replicas: Vec<Replica>,
+    pub(crate) usage: Vec<(UsageKey, u64)>,
+    pub(crate) requests: (u128, Vec<(String, Client)>),
+}
+
+impl Stored for Snapshot {
+    const KIND: Kind = Kind::Snapshot;
+
+    fn write(self, schema: u8, body: Body) -> Result<Vec<u8>, CodecError> {
+        match schema {
+            1 => body.put(&SnapshotV1::of(self)),
+            _ => body.put(&self),
+        }
+    }
+
+    fn read(schema: u8, body: &[u8]) -> Result<Snapshot, CodecError> {
+        let snapshot: Snapshot = match schema {
+            1 => codec::take::<SnapshotV1>(Kind::Snapshot, body)?.into(),
+            _ => codec::take(Kind::Snapshot, body)?,
+        };
+        match snapshot.meta.version {
+            version if version == u32::from(schema) => Ok(snapshot),
+            version => Err(CodecError::Body(format!("a state of version {version} in {schema}"))),
+        }
+    }
 }
 
 /// Why bytes are not a snapshot that can be used.
@@ -49,9 +72,10 @@ pub enum SnapshotError {
 }
 
 impl Cluster {
-    /// The state as a record. Slow for large states: call it off the apply thread, on a clone.
+    /// The state as a record of the cluster's version. Slow for large states: call it off the apply
+    /// thread, on a clone.
     pub fn to_snapshot(&self) -> Result<Vec<u8>, SnapshotError> {
-        let snapshot = SnapshotV1 {
+        let snapshot = Snapshot {
             state_hash: self.state_hash(),
             meta: self.meta.clone(),
             fabric: (*self.fabric).clone(),
@@ -66,24 +90,25 @@ impl Cluster {
             },
             requests: self.requests.to_parts(),
         };
-        Ok(codec::encode(Kind::Snapshot, &snapshot)?)
+        Ok(codec::encode(self.meta.version, snapshot)?)
     }
 
     /// The state of a record; its hash must come out as it went in.
     pub fn from_snapshot(bytes: &[u8]) -> Result<Cluster, SnapshotError> {
-        let snapshot: SnapshotV1 = codec::decode(Kind::Snapshot, bytes)?;
+        let snapshot: Snapshot = codec::decode(bytes)?;
         if snapshot.fabric != FabricRecord::default() {
             let checked = snapshot.fabric.check_limits();
             checked.map_err(|error| SnapshotError::Fabric(error.to_string()))?;
         }
+        let version = snapshot.meta.version;
         let mut cluster = Cluster::new(snapshot.meta.incarnation);
         cluster.meta = snapshot.meta;
         cluster.fabric = Arc::new(snapshot.fabric);
-        fill(&mut cluster.nodes, snapshot.nodes, |node| node.id);
-        fill(&mut cluster.jobs, snapshot.jobs, |job| job.id);
-        fill(&mut cluster.fillers, snapshot.fillers, |filler| filler.id);
-        fill(&mut cluster.allocations, snapshot.allocations, |allocation| allocation.id);
-        fill(&mut cluster.replicas, snapshot.replicas, |replica| replica.id);
+        fill(&mut cluster.nodes, snapshot.nodes, version, |node| node.id);
+        fill(&mut cluster.jobs, snapshot.jobs, version, |job| job.id);
+        fill(&mut cluster.fillers, snapshot.fillers, version, |filler| filler.id);
+        fill(&mut cluster.allocations, snapshot.allocations, version, |allocation| allocation.id);
+        fill(&mut cluster.replicas, snapshot.replicas, version, |replica| replica.id);
         cluster.usage = snapshot.usage.into_iter().collect();
         let (digest, clients) = snapshot.requests;
         cluster.requests = Requests::from_parts(digest, clients);
@@ -97,13 +122,14 @@ impl Cluster {
     }
 }
 
-fn fill<K: Ord + Copy + std::fmt::Debug + Serialize, V: Clone + Serialize>(
+fn fill<K: Ord + Copy + std::fmt::Debug + Serialize, V: Clone + Row>(
     table: &mut Table<K, V>,
     rows: Vec<V>,
+    version: u32,
     key: impl Fn(&V) -> K,
 ) {
     for row in rows {
         table.insert(key(&row), row);
     }
-    table.settle();
+    table.settle(version);
 }

@@ -47,7 +47,7 @@ impl<K: Ord + Debug, V: Debug> Debug for Table<K, V> {
     }
 }
 
-impl<K: Ord + Copy + Debug + Serialize, V: Clone + Serialize> Table<K, V> {
+impl<K: Ord + Copy + Debug + Serialize, V: Clone + codec::Row> Table<K, V> {
     /// An empty table; `tag` keeps equal rows of two tables apart.
     pub(crate) fn new(tag: u8) -> Self {
         Table { rows: OrdMap::new(), dirty: BTreeSet::new(), digest: 0, tag }
@@ -116,15 +116,22 @@ impl<K: Ord + Copy + Debug + Serialize, V: Clone + Serialize> Table<K, V> {
         self.dirty.iter().copied().collect()
     }
 
-    /// Brings the digest up to date.
-    pub(crate) fn settle(&mut self) {
+    /// The cluster has risen to `version`: rows that it writes in another shape are due.
+    pub(crate) fn rise(&mut self, version: u32) {
+        if V::CHANGED_IN.contains(&version) {
+            self.dirty.extend(self.rows.keys().copied());
+        }
+    }
+
+    /// Brings the digest up to date, in the shapes of a cluster of `version`.
+    pub(crate) fn settle(&mut self, version: u32) {
         let mut bytes = Vec::new();
         for key in std::mem::take(&mut self.dirty) {
             let row = self.rows.get_mut(&key).expect("a dirty row is in the table");
             bytes.clear();
             bytes.push(self.tag);
             codec::canonical(&key, &mut bytes);
-            codec::canonical(&*row.value, &mut bytes);
+            row.value.canonical(version, &mut bytes);
             let hash = xxh3_128(&bytes);
             self.digest = self.digest.wrapping_sub(row.hash).wrapping_add(hash);
             row.hash = hash;

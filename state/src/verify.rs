@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::{
     Allocation, AllocationId, Class, Cluster, FillerId, FillerState, Job, JobId, JobState,
-    Liveness, Node, NodeId, Owner, TaskPhase, ledger::UsageKey,
+    Liveness, Node, NodeId, Owner, TaskPhase, codec::READS_VERSION, ledger::UsageKey,
 };
 
 #[cfg(test)]
@@ -45,6 +45,8 @@ impl Cluster {
         self.verify_holds(&mut findings);
         self.verify_fillers(&mut findings);
         self.verify_counters(&mut findings);
+        self.verify_version(&mut findings);
+        self.verify_timing(&mut findings);
         self.verify_ledger(&mut findings);
         self.verify_derived(&mut findings);
         findings.0
@@ -232,6 +234,22 @@ impl Cluster {
                 format!("the {what} counter stands at {counter}, there is {newest:?}")
             });
         }
+    }
+
+    fn verify_version(&self, findings: &mut Findings) {
+        let version = self.meta.version;
+        let read = (1..=READS_VERSION).contains(&version);
+        findings.check(read, "the version is one that this build reads", || version.to_string());
+    }
+
+    /// Times that can be kept, of a version that has them.
+    fn verify_timing(&self, findings: &mut Findings) {
+        let Some(in_force) = self.meta.timing else { return };
+        let found = || format!("{in_force:?}");
+        findings.check(self.meta.version >= 2, "timing belongs to version 2", found);
+        findings.check(in_force.timing.validate().is_ok(), "the timing can be kept", found);
+        let past = in_force.since <= self.meta.applied;
+        findings.check(past, "the timing comes from the log", found);
     }
 
     /// allocated + idle + down = elapsed for each GPU; the ledger's lines and the meters agree.

@@ -22,8 +22,7 @@ use expect_test::expect_file;
 use rowen_state::{
     AllocationId, Cluster, Command, Decision, Effect, Entry, FillerId, FillerSpec, GpuMask,
     JobEvent, JobId, JobSpec, NodeId, NodeReport, Outcome, Place, Plan, Reply, Resources,
-    TaskPhase, TaskReport,
-    codec::{self, Kind},
+    TaskPhase, TaskReport, codec,
 };
 use rowen_topology::drawing;
 
@@ -284,7 +283,7 @@ fn told(cluster: &Cluster, outcome: &Outcome) -> Vec<String> {
     for record in &outcome.records {
         let number = |key: &[u8]| u64::from_be_bytes(key[..8].try_into().expect("an id"));
         if let Some(key) = record.key.strip_prefix(b"story/") {
-            let event: JobEvent = codec::decode(Kind::Archive, &record.value).expect("an event");
+            let event: JobEvent = codec::decode(&record.value).expect("an event");
             lines.push(format!("story of {}: {}", number(key), event.what));
         } else if let Some(key) = record.key.strip_prefix(b"job/") {
             lines.push(format!("archived: job {}", number(key)));

@@ -8,18 +8,21 @@ mod chaos;
 mod check;
 mod checks;
 mod repo;
+mod upgrade;
 
 use std::process::ExitCode;
 
 const USAGE: &str = "usage: cargo xtask check
        cargo xtask chaos sim --seeds A..B | --seed N [--drop f3,o9-20] [--minimise] [--plant NAME] …
-       cargo xtask chaos planted [--only NAME,...] [--within N] [--starts N] [--json]";
+       cargo xtask chaos planted [--only NAME,...] [--within N] [--starts N] [--json]
+       cargo xtask upgrade [--from REV] [--json]";
 
 fn main() -> anyhow::Result<ExitCode> {
     let args: Vec<String> = std::env::args().skip(1).collect();
     match args.first().map(String::as_str) {
         Some("check") if args.len() == 1 => check::run(),
         Some("chaos") => chaos::run(&args[1..]),
+        Some("upgrade") => upgrade::run(&args[1..]),
         _ => {
             eprintln!("{USAGE}");
             Ok(ExitCode::from(2))

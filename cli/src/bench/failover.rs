@@ -334,7 +334,7 @@ fn stamp(name: &str, priority: u32) -> JobSpec {
 }
 
 fn client(addrs: &[String]) -> Client {
-    Client::new(&GlobalArgs { addr: addrs.to_vec(), output: OutputFormat::Table })
+    Client::new(&GlobalArgs { addr: addrs.to_vec(), read: None, output: OutputFormat::Table })
 }
 
 /// Submits under one request id until it is acknowledged.

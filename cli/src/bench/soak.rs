@@ -137,6 +137,7 @@ impl Load {
         for _ in 0..clients {
             let client = LoadClient {
                 client: Client::new(&GlobalArgs {
+                    read: None,
                     addr: addrs.to_vec(),
                     output: OutputFormat::Table,
                 }),

@@ -46,7 +46,7 @@ impl Rpc {
 
     pub(crate) async fn status(&self) -> Result<v1::ClusterStatus, Status> {
         let mut client = ClusterServiceClient::new(self.channel.clone());
-        Ok(client.get_status(v1::GetStatusRequest {}).await?.into_inner())
+        Ok(client.get_status(v1::GetStatusRequest::default()).await?.into_inner())
     }
 
     pub(crate) async fn watch_occupancy(&self) -> Result<tonic::Streaming<v1::Occupancy>, Status> {

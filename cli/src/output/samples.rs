@@ -267,6 +267,7 @@ pub(crate) fn status() -> ClusterStatus {
     ClusterStatus {
         replica: 1,
         replicas: vec![ReplicaStatus {
+            reads_version: Some(2),
             id: 1,
             addr: "127.0.0.1:7077".into(),
             leader: true,

@@ -6,15 +6,19 @@ use std::fs::{self, File};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use rowen_api::v1::{
-    BackupRequest, GetStatusRequest, RemoveReplicaRequest, TransferLeadershipRequest,
+    BackupRequest, GetStatusRequest, RemoveReplicaRequest, SetTimingRequest, TimingChange,
+    TransferLeadershipRequest,
 };
 use serde::Serialize;
 
 use super::{Session, client, on_all_cores, serve};
-use crate::args::{BackupArgs, ClusterVerb, GlobalArgs, RemoveArgs, RestoreArgs, WatchArgs};
+use crate::args::{
+    BackupArgs, ClusterVerb, GlobalArgs, RemoveArgs, RestoreArgs, TimingArgs, WatchArgs,
+};
 use crate::client::{CallError, Client, cluster};
 use crate::exit::{DONE, Outcome, UsageError};
 use crate::output::Output;
@@ -38,6 +42,7 @@ pub(super) fn run(global: &GlobalArgs, verb: ClusterVerb) -> Outcome {
         ClusterVerb::TransferLeader(args) => {
             client(global, async |s| transfer(s, args.to.unwrap_or(0)).await)
         }
+        ClusterVerb::SetTiming(args) => client(global, async |s| set_timing(s, args).await),
         ClusterVerb::Backup(args) => client(global, async |s| backup(s, args).await),
     }
 }
@@ -80,7 +85,8 @@ fn restore(out: Output, args: &RestoreArgs) -> Outcome {
 async fn status(session: &mut Session, args: WatchArgs) -> Outcome {
     let colour = session.out.colour;
     let fetch = async |client: &mut Client| {
-        let get = |ch| async move { cluster(ch).get_status(GetStatusRequest {}).await };
+        let request = GetStatusRequest { ask_replicas: true };
+        let get = |ch| async move { cluster(ch).get_status(request).await };
         Ok(ClusterView::new(&client.call(get).await?))
     };
     session.list(args.watch, fetch, |view| output::show(view, colour)).await
@@ -115,6 +121,50 @@ async fn transfer(session: &mut Session, to: u64) -> Outcome {
     let to = session.client.call(send).await?.to;
     let text = format!("Replica {to} is to lead; see `rowen cluster status`.");
     session.done(&ChangedView { replica: to, index: None }, &text)?;
+    Ok(ExitCode::from(DONE))
+}
+
+/// `cluster set-timing -o json`.
+#[derive(Serialize)]
+struct TimingView {
+    /// Log index that made it durable.
+    index: u64,
+    node_lease_ms: u64,
+    heartbeat_ms: u64,
+    kill_ms: u64,
+    drift_ppm: u64,
+}
+
+async fn set_timing(session: &mut Session, args: TimingArgs) -> Outcome {
+    let ms = |time: Option<Duration>| {
+        time.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX))
+    };
+    let change = TimingChange {
+        node_lease_ms: ms(args.node_lease),
+        heartbeat_ms: ms(args.heartbeat),
+        kill_ms: ms(args.kill),
+        drift_ppm: args.drift_ppm,
+    };
+    let request = SetTimingRequest { request: session.client.request_id(), change: Some(change) };
+    let send = |ch| {
+        let request = request.clone();
+        async move { cluster(ch).set_timing(request).await }
+    };
+    let answer = session.client.call(send).await?;
+    let timing = answer.timing.unwrap_or_default();
+    let view = TimingView {
+        index: answer.index,
+        node_lease_ms: timing.node_lease_ms,
+        heartbeat_ms: timing.heartbeat_ms,
+        kill_ms: timing.kill_ms,
+        drift_ppm: timing.drift_ppm,
+    };
+    let text = format!(
+        "In force since log index {}: node lease {} ms, heartbeat {} ms, kill time {} ms, drift {} ppm. \
+         GPUs of silent nodes come back by the wider of this and the old one until no old lease is left.",
+        view.index, view.node_lease_ms, view.heartbeat_ms, view.kill_ms, view.drift_ppm
+    );
+    session.done(&view, &text)?;
     Ok(ExitCode::from(DONE))
 }
 

@@ -12,7 +12,7 @@ use crate::output::status::{self, StatusView};
 pub(super) async fn run(session: &mut Session, args: WatchArgs) -> Outcome {
     let colour = session.out.colour;
     let fetch = async |client: &mut Client| {
-        let get = |ch| async move { cluster(ch).get_status(GetStatusRequest {}).await };
+        let get = |ch| async move { cluster(ch).get_status(GetStatusRequest::default()).await };
         Ok(StatusView::new(&client.call(get).await?))
     };
     session.list(args.watch, fetch, |view| status::show(view, colour)).await

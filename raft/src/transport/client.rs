@@ -31,6 +31,7 @@ use super::{
     proto::{self, raft_transport_client::RaftTransportClient, snapshot_part::Part},
 };
 use crate::{
+    Member,
     archive::{Archive, ArchiveRecord, Indexed},
     types::{Snapshot, SnapshotBytes, TypeConfig, Vote},
 };
@@ -287,6 +288,14 @@ fn snapshot_parts(
     };
     let parts = std::iter::once(Part::Header(header)).chain((0..chunks).map(chunk));
     futures::stream::iter(parts.map(|part| proto::SnapshotPart { part: Some(part) }))
+}
+
+/// Asks the leader up to where a read must see the log.
+pub(crate) async fn ask_read_index(peers: &Peers, leader: &Member) -> Result<u64, Status> {
+    let client = peers.client(&leader.addr, Purpose::Heartbeat);
+    let request = proto::ReadIndexRequest { to: leader.id.0 };
+    let answer = client.map_err(Status::unavailable)?.read_index(request).await?;
+    Ok(answer.into_inner().index)
 }
 
 /// Copies a peer's archive into ours and ends our gap if that covers it. Says whether it did.

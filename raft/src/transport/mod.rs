@@ -10,7 +10,7 @@ mod pipeline;
 mod server;
 
 pub use client::{Dial, dial_tcp};
-pub(crate) use client::{Peers, fetch_archive};
+pub(crate) use client::{Peers, ask_read_index, fetch_archive};
 pub use server::{RaftService, TransportService};
 
 #[expect(

@@ -7,7 +7,11 @@ use std::{
 };
 
 use futures::{Stream, StreamExt};
-use openraft::{Raft, Snapshot as RaftSnapshot, raft::AppendEntriesRequest};
+use openraft::{
+    Raft, ReadPolicy, Snapshot as RaftSnapshot,
+    errors::{LinearizableReadError, RaftError},
+    raft::AppendEntriesRequest,
+};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{
@@ -153,6 +157,24 @@ impl RaftTransport for TransportService {
         let snapshot: Snapshot = RaftSnapshot { meta, snapshot: SnapshotBytes::new(body) };
         let answer = self.raft.install_full_snapshot(vote, snapshot).await.map_err(stopped)?;
         Ok(Response::new(proto::SnapshotResponse { vote: Some(convert::vote_to(&answer.vote)) }))
+    }
+
+    /// Waits for no apply here: who asks waits for its own.
+    async fn read_index(
+        &self,
+        request: Request<proto::ReadIndexRequest>,
+    ) -> Result<Response<proto::ReadIndexResponse>, Status> {
+        self.check(request.into_inner().to)?;
+        match self.raft.get_read_log_id(ReadPolicy::ReadIndex).await {
+            Ok((read, _)) => Ok(Response::new(proto::ReadIndexResponse { index: read.index() })),
+            Err(RaftError::Fatal(fatal)) => Err(stopped(fatal)),
+            Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(_))) => {
+                Err(Status::failed_precondition("this replica does not lead"))
+            }
+            Err(RaftError::APIError(LinearizableReadError::QuorumNotEnough(_))) => {
+                Err(Status::aborted("no majority of the replicas answers"))
+            }
+        }
     }
 
     async fn transfer_leader(

@@ -4,7 +4,7 @@ use std::{pin::Pin, sync::Arc, time::Duration};
 
 use futures::Stream;
 use rowen_api::v1::{self, AgentMessage, ServerMessage, agent_message, server_message};
-use rowen_state::{Cluster, Command, NodeId};
+use rowen_state::{Cluster, Command, NodeId, Timing};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
@@ -18,6 +18,7 @@ use crate::{
     leader::{self, Renewal, Verdict},
     reports::{self, Report},
     server::Server,
+    timing,
 };
 
 /// The wire between agents and replicas.
@@ -89,6 +90,8 @@ struct Session {
     fence: u64,
     /// Log index of its coming.
     came: u64,
+    /// The times it was told.
+    timing: Timing,
     /// What is being done for it.
     busy: Arc<Semaphore>,
     /// Resolves when the stream has to end.
@@ -112,14 +115,14 @@ impl Session {
         let report =
             convert::node_report(node, &hello).map_err(|error| refused(error.to_string(), true))?;
         admit(&server, &view, node)?;
-        if renew(&renewals, None).await != Verdict::Confirmed {
+        let timing = timing::in_force(&server, &view);
+        if renew(&renewals, None, timing).await != Verdict::Confirmed {
             return Err(not_leading(&server));
         }
         if outgoing.is_closed() {
             // It has lost its patience and comes again: this hello is old.
             return Err(refused("the agent went away".into(), false));
         }
-        let timing = *server.timing();
         let welcome = v1::Welcome {
             term: fence,
             node_lease_ms: timing.node_lease_ms,
@@ -143,7 +146,19 @@ impl Session {
         tracing::info!(node = hello.node, "agent attached");
         let busy = Arc::new(Semaphore::new(BUSY));
         let name = hello.node;
-        Ok(Session { server, renewals, reports, outgoing, node, name, fence, came, busy, cut })
+        Ok(Session {
+            server,
+            renewals,
+            outgoing,
+            reports,
+            node,
+            name,
+            fence,
+            came,
+            timing,
+            busy,
+            cut,
+        })
     }
 
     async fn run(mut self, mut incoming: Streaming<AgentMessage>) {
@@ -182,10 +197,10 @@ impl Session {
     fn heartbeat(&self, heartbeat: v1::Heartbeat, permit: OwnedSemaphorePermit) {
         let (renewals, outgoing, server) =
             (self.renewals.clone(), self.outgoing.clone(), self.server.clone());
-        let (node, fence, came) = (self.node, self.fence, self.came);
+        let (node, fence, came, timing) = (self.node, self.fence, self.came, self.timing);
         tokio::spawn(async move {
             let _permit = permit;
-            match renew(&renewals, Some(node)).await {
+            match renew(&renewals, Some(node), timing).await {
                 Verdict::Confirmed => {}
                 Verdict::Unconfirmed => return, // the agent finds out by the silence
                 Verdict::ComeAgain => return server.sessions.detach(node, came),
@@ -212,7 +227,7 @@ impl Session {
 
 /// Thousands of agents that come at once are heard at a bounded rate.
 fn admit(server: &Server, view: &Cluster, node: NodeId) -> Result<(), v1::Refused> {
-    let enough = || enough_per_s(view.nodes().len(), server.timing().node_lease_ms);
+    let enough = || enough_per_s(view.nodes().len(), timing::in_force(server, view).node_lease_ms);
     let per_s = server.config.agents_per_s.unwrap_or_else(enough);
     server.sessions.admit(node, boot_ms(), per_s).map_err(|retry_after_ms| v1::Refused {
         why: "many agents come at once".into(),
@@ -221,9 +236,13 @@ fn admit(server: &Server, view: &Cluster, node: NodeId) -> Result<(), v1::Refuse
     })
 }
 
-async fn renew(renewals: &mpsc::Sender<Renewal>, node: Option<NodeId>) -> Verdict {
+async fn renew(
+    renewals: &mpsc::Sender<Renewal>,
+    node: Option<NodeId>,
+    welcomed: Timing,
+) -> Verdict {
     let (done, verdict) = oneshot::channel();
-    match renewals.send(Renewal { node, done }).await {
+    match renewals.send(Renewal { node, welcomed, done }).await {
         Ok(()) => verdict.await.unwrap_or(Verdict::Unconfirmed),
         Err(_) => Verdict::Unconfirmed,
     }

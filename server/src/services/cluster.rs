@@ -15,6 +15,7 @@ use crate::{
     backup::{self, BackupError},
     convert, members,
     server::{Done, Server},
+    timing, versions,
 };
 
 pub(super) struct ClusterApi(pub(super) Arc<Server>);
@@ -26,23 +27,34 @@ const WATCH_PERIOD: Duration = Duration::from_millis(50);
 impl v1::cluster_service_server::ClusterService for ClusterApi {
     async fn get_status(
         &self,
-        _: Request<v1::GetStatusRequest>,
+        request: Request<v1::GetStatusRequest>,
     ) -> Result<Response<v1::ClusterStatus>, Status> {
-        let view = self.0.read().await?;
-        let server = self.0.clone();
+        let view = match request.get_ref().ask_replicas {
+            true => self.0.read_at_leader(&request).await?, // it knows how far they are
+            false => self.0.read_for(&request).await?,
+        };
+        let (server, walked) = (self.0.clone(), view.clone());
         // verify() walks the whole state.
-        let status = tokio::task::spawn_blocking(move || status(&server, &view));
-        Ok(Response::new(
-            status.await.map_err(|error| Status::internal(format!("verify: {error}")))?,
-        ))
+        let status = tokio::task::spawn_blocking(move || status(&server, &walked));
+        let mut status =
+            status.await.map_err(|error| Status::internal(format!("verify: {error}")))?;
+        if request.into_inner().ask_replicas {
+            for (id, reads) in versions::ask(&self.0, &self.0.replica.members()).await {
+                if let Some(replica) = status.replicas.iter_mut().find(|r| r.id == id.0) {
+                    replica.reads_version = reads;
+                }
+            }
+        }
+        Ok(view.answer(status))
     }
 
     type WatchOccupancyStream = Pin<Box<dyn Stream<Item = Result<v1::Occupancy, Status>> + Send>>;
 
     async fn watch_occupancy(
         &self,
-        _: Request<v1::WatchOccupancyRequest>,
+        request: Request<v1::WatchOccupancyRequest>,
     ) -> Result<Response<Self::WatchOccupancyStream>, Status> {
+        let view = self.0.read_for(&request).await?;
         let mut views = self.0.feed.views.clone();
         views.mark_changed();
         let (sender, receiver) = mpsc::channel(1);
@@ -55,7 +67,8 @@ impl v1::cluster_service_server::ClusterService for ClusterApi {
                 tokio::time::sleep(WATCH_PERIOD).await;
             }
         });
-        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+        let answers: Self::WatchOccupancyStream = Box::pin(ReceiverStream::new(receiver));
+        Ok(view.answer(answers))
     }
 
     async fn admit_replica(
@@ -63,9 +76,10 @@ impl v1::cluster_service_server::ClusterService for ClusterApi {
         request: Request<v1::AdmitReplicaRequest>,
     ) -> Result<Response<v1::AdmitReplicaResponse>, Status> {
         let principal = principal(&request)?;
-        let v1::AdmitReplicaRequest { request, addr } = request.into_inner();
+        let v1::AdmitReplicaRequest { request, addr, reads_version } = request.into_inner();
         let id = convert::request_id(request).map_err(invalid)?;
         members::record(&self.0).await?;
+        versions::admits(&self.0, reads_version)?;
         let command = Command::AdmitReplica { id: None, addr };
         let Done { index, reply } = self.0.propose(&principal, id, command).await?;
         let Reply::Replica(id) = reply else {
@@ -108,13 +122,29 @@ impl v1::cluster_service_server::ClusterService for ClusterApi {
         Ok(Response::new(v1::TransferLeadershipResponse { to: to.0 }))
     }
 
+    async fn set_timing(
+        &self,
+        request: Request<v1::SetTimingRequest>,
+    ) -> Result<Response<v1::SetTimingResponse>, Status> {
+        let principal = principal(&request)?;
+        let v1::SetTimingRequest { request, change } = request.into_inner();
+        let id = convert::request_id(request).map_err(invalid)?;
+        self.0.read().await?;
+        let timing = timing::changed(&self.0, &change.unwrap_or_default());
+        timing.validate().map_err(invalid)?;
+        let command = Command::SetTiming { timing, granted: None };
+        let index = self.0.propose(&principal, id, command).await?.index;
+        Ok(Response::new(v1::SetTimingResponse { index, timing: Some(timing::to_proto(timing)) }))
+    }
+
     type BackupStream = Pin<Box<dyn Stream<Item = Result<v1::BackupChunk, Status>> + Send>>;
 
     async fn backup(
         &self,
-        _: Request<v1::BackupRequest>,
+        request: Request<v1::BackupRequest>,
     ) -> Result<Response<Self::BackupStream>, Status> {
-        let view = self.0.read().await?;
+        let read = self.0.read_for(&request).await?;
+        let view = read.clone();
         let replica = self.0.replica.clone();
         let (sender, receiver) = mpsc::channel(4);
         tokio::task::spawn_blocking(move || {
@@ -129,12 +159,14 @@ impl v1::cluster_service_server::ClusterService for ClusterApi {
                 let _ = sender.blocking_send(Err(Status::internal(error.to_string())));
             }
         });
-        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+        let chunks: Self::BackupStream = Box::pin(ReceiverStream::new(receiver));
+        Ok(read.answer(chunks))
     }
 }
 
 fn status(server: &Server, view: &Cluster) -> v1::ClusterStatus {
     let metrics = server.replica.metrics();
+    let in_force = view.meta().timing;
     let time_ms = view.gpu_time_ms();
     let of = |class: Class| time_ms[class as usize];
     let jobs = |wanted: fn(JobState) -> bool| {
@@ -174,6 +206,9 @@ fn status(server: &Server, view: &Cluster) -> v1::ClusterStatus {
         simulated: view.nodes().values().any(|node| node.simulated),
         checkpoint: server.checkpoints.agreed(),
         cluster_version: view.meta().version,
+        timing: Some(timing::to_proto(timing::in_force(server, view))),
+        timing_since: in_force.map_or(0, |in_force| in_force.since),
+        timing_settling: in_force.is_some_and(|in_force| in_force.earlier.is_some()),
     }
 }
 
@@ -188,6 +223,7 @@ fn replicas(server: &Server) -> Vec<v1::ReplicaStatus> {
             addr: status.member.addr,
             voter: status.voter,
             matched: status.matched,
+            reads_version: None,
         })
         .collect()
 }

@@ -16,10 +16,10 @@ pub(super) struct FabricApi(pub(super) Arc<Server>);
 impl v1::fabric_service_server::FabricService for FabricApi {
     async fn get_fabric(
         &self,
-        _: Request<v1::GetFabricRequest>,
+        request: Request<v1::GetFabricRequest>,
     ) -> Result<Response<v1::GetFabricResponse>, Status> {
-        let view = self.0.read().await?;
-        Ok(Response::new(v1::GetFabricResponse {
+        let view = self.0.read_for(&request).await?;
+        Ok(view.answer(v1::GetFabricResponse {
             fabric: Some(convert::fabric_to_proto(view.fabric())),
             index: view.applied(),
         }))

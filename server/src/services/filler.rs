@@ -38,24 +38,22 @@ impl v1::filler_service_server::FillerService for FillerApi {
 
     async fn list_fillers(
         &self,
-        _: Request<v1::ListFillersRequest>,
+        request: Request<v1::ListFillersRequest>,
     ) -> Result<Response<v1::ListFillersResponse>, Status> {
-        let view = self.0.read().await?;
+        let view = self.0.read_for(&request).await?;
         let fillers = view.fillers().values().map(|filler| convert::filler_to_proto(&view, filler));
-        Ok(Response::new(v1::ListFillersResponse {
-            fillers: fillers.collect(),
-            index: view.applied(),
-        }))
+        Ok(view
+            .answer(v1::ListFillersResponse { fillers: fillers.collect(), index: view.applied() }))
     }
 
     async fn get_filler(
         &self,
         request: Request<v1::GetFillerRequest>,
     ) -> Result<Response<v1::Filler>, Status> {
-        let view = self.0.read().await?;
+        let view = self.0.read_for(&request).await?;
         let name = request.into_inner().name;
         let filler = view.filler_named(&name).ok_or_else(|| no_filler(&name))?;
-        Ok(Response::new(convert::filler_to_proto(&view, filler)))
+        Ok(view.answer(convert::filler_to_proto(&view, filler)))
     }
 
     async fn drain_filler(

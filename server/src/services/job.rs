@@ -6,10 +6,7 @@ use futures::Stream;
 use rowen_api::v1;
 use rowen_placement as placement;
 use rowen_planted::{Bug, planted};
-use rowen_state::{
-    Cluster, Command, Job, JobEvent, JobId, JobSpec, Reply,
-    codec::{self, Kind},
-};
+use rowen_state::{Cluster, Command, Job, JobEvent, JobId, JobSpec, Reply, codec};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request, Response, Status};
@@ -76,10 +73,11 @@ impl v1::job_service_server::JobService for JobApi {
         &self,
         request: Request<v1::PlanJobRequest>,
     ) -> Result<Response<v1::PlanJobResponse>, Status> {
+        let view = self.0.read_for(&request).await?;
         let spec = checked(request.into_inner().spec)?;
-        let view = self.0.read().await?;
-        let planned = tokio::task::spawn_blocking(move || plan(&view, &spec)).await;
-        Ok(Response::new(
+        let planned = view.clone();
+        let planned = tokio::task::spawn_blocking(move || plan(&planned, &spec)).await;
+        Ok(view.answer(
             planned.map_err(|error| Status::internal(format!("the planner failed: {error}")))?,
         ))
     }
@@ -88,38 +86,39 @@ impl v1::job_service_server::JobService for JobApi {
         &self,
         request: Request<v1::ListJobsRequest>,
     ) -> Result<Response<v1::ListJobsResponse>, Status> {
+        let view = self.0.read_for(&request).await?;
         let request = request.into_inner();
-        let view = self.0.read().await?;
         let wanted = |job: &&Job| {
             (request.all || !job.state.ended())
                 && (request.tenant.is_empty() || request.tenant == job.spec.tenant)
                 && (request.queue.is_empty() || request.queue == job.spec.queue)
         };
         let jobs = view.jobs().values().filter(wanted).map(|job| convert::job_to_proto(&view, job));
-        Ok(Response::new(v1::ListJobsResponse { jobs: jobs.collect(), index: view.applied() }))
+        Ok(view.answer(v1::ListJobsResponse { jobs: jobs.collect(), index: view.applied() }))
     }
 
     async fn get_job(
         &self,
         request: Request<v1::GetJobRequest>,
     ) -> Result<Response<v1::Job>, Status> {
-        let view = self.0.read().await?;
+        let view = self.0.read_for(&request).await?;
         let text = request.into_inner().id;
         let job = self.find(&view, &text)?;
         let mut answer = convert::job_to_proto(&view, &job);
         answer.events = self.story(job.id)?;
-        Ok(Response::new(answer))
+        Ok(view.answer(answer))
     }
 
     async fn why_job(
         &self,
         request: Request<v1::WhyJobRequest>,
     ) -> Result<Response<v1::WhyJobResponse>, Status> {
-        let view = self.0.read().await?;
+        let view = self.0.read_for(&request).await?;
         let text = request.into_inner().id;
         let job = self.find(&view, &text)?;
-        let explained = tokio::task::spawn_blocking(move || why(&view, &job)).await;
-        Ok(Response::new(
+        let explained = view.clone();
+        let explained = tokio::task::spawn_blocking(move || why(&explained, &job)).await;
+        Ok(view.answer(
             explained.map_err(|error| Status::internal(format!("the planner failed: {error}")))?,
         ))
     }
@@ -154,11 +153,13 @@ impl v1::job_service_server::JobService for JobApi {
         &self,
         request: Request<v1::WatchJobRequest>,
     ) -> Result<Response<Self::WatchJobStream>, Status> {
-        let id = self.find(&*self.0.read().await?, &request.into_inner().id)?.id;
+        let view = self.0.read_for(&request).await?;
+        let id = self.find(&view, &request.into_inner().id)?.id;
         let server = self.0.clone();
         let (sender, receiver) = mpsc::channel(16);
         tokio::spawn(async move { watch(&server, id, &sender).await });
-        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+        let answers: Self::WatchJobStream = Box::pin(ReceiverStream::new(receiver));
+        Ok(view.answer(answers))
     }
 
     type ReadLogsStream = Answers<v1::LogLine>;
@@ -167,8 +168,8 @@ impl v1::job_service_server::JobService for JobApi {
         &self,
         request: Request<v1::ReadLogsRequest>,
     ) -> Result<Response<Self::ReadLogsStream>, Status> {
+        let view = self.0.read().await?; // the agents' streams end at the leader
         let request = request.into_inner();
-        let view = self.0.read().await?;
         let job = self.find(&view, &request.id)?;
         Ok(Response::new(logs::read(self.0.clone(), &view, &job, &request)?))
     }
@@ -185,11 +186,9 @@ async fn watch(server: &Arc<Server>, id: JobId, sender: &mpsc::Sender<Result<v1:
             changed = views.changed() => if changed.is_err() { return },
             () = sender.closed() => return,
             // No news: either nothing happens, or this replica is cut off and the job has
-            // ended long ago. A leader answers; from anybody else the watcher must go away.
+            // ended long ago. Then the watcher must go away.
             () = tokio::time::sleep(CONFIRM_PERIOD) => {
-                let read = tokio::time::timeout(CONFIRM_PERIOD, server.read()).await;
-                let cut_off = || Err(Status::unavailable("this replica hears no majority"));
-                if let Err(status) = read.unwrap_or_else(|_| cut_off()) {
+                if let Err(status) = server.linear().await {
                     let _ = sender.send(Err(status)).await;
                     return;
                 }
@@ -258,7 +257,7 @@ impl JobApi {
     fn archived(&self, id: JobId) -> Result<Option<Job>, Status> {
         let archive = self.0.replica.archive();
         let found = archive.get(&Cluster::job_key(id)).map_err(archive_status)?;
-        found.map(|bytes| codec::decode(Kind::Archive, &bytes).map_err(archive_status)).transpose()
+        found.map(|bytes| codec::decode(&bytes).map_err(archive_status)).transpose()
     }
 
     fn story(&self, id: JobId) -> Result<Vec<v1::JobEvent>, Status> {
@@ -266,8 +265,7 @@ impl JobApi {
         let mut events = Vec::new();
         for line in archive.scan(&Cluster::story_prefix(id)).map_err(archive_status)? {
             let line = line.map_err(archive_status)?;
-            let event: JobEvent =
-                codec::decode(Kind::Archive, &line.value).map_err(archive_status)?;
+            let event: JobEvent = codec::decode(&line.value).map_err(archive_status)?;
             events.push(v1::JobEvent { index: event.index, at_ms: event.at_ms, what: event.what });
         }
         Ok(events.split_off(events.len().saturating_sub(STORY_LINES)))

@@ -22,23 +22,23 @@ const REASON_BYTES: usize = 500;
 impl v1::node_service_server::NodeService for NodeApi {
     async fn list_nodes(
         &self,
-        _: Request<v1::ListNodesRequest>,
+        request: Request<v1::ListNodesRequest>,
     ) -> Result<Response<v1::ListNodesResponse>, Status> {
-        let view = self.0.read().await?;
+        let view = self.0.read_for(&request).await?;
         let occupancy = convert::occupancy(&view);
-        Ok(Response::new(v1::ListNodesResponse { nodes: occupancy.nodes, index: occupancy.index }))
+        Ok(view.answer(v1::ListNodesResponse { nodes: occupancy.nodes, index: occupancy.index }))
     }
 
     async fn get_node(
         &self,
         request: Request<v1::GetNodeRequest>,
     ) -> Result<Response<v1::Node>, Status> {
-        let view = self.0.read().await?;
+        let view = self.0.read_at_leader(&request).await?; // agents tell the hardware to it alone
         let name = request.into_inner().name;
         let node = view.node_named(&name).ok_or_else(|| no_node(&name))?;
         let mut answer = convert::node_to_proto(&view, node);
         answer.hardware = self.0.sessions.hardware(node.id);
-        Ok(Response::new(answer))
+        Ok(view.answer(answer))
     }
 
     async fn cordon_node(

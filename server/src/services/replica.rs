@@ -3,15 +3,14 @@
 use std::sync::Arc;
 
 use rowen_api::v1;
+use rowen_state::codec::READS_VERSION;
 use tonic::{Request, Response, Status};
 
 use crate::{
     checkpoints::{self, INTERVAL_ENTRIES},
     server::Server,
+    timing,
 };
-
-/// The newest cluster version this build reads.
-pub(crate) const READS_VERSION: u32 = 1;
 
 pub(super) struct ReplicaApi(pub(super) Arc<Server>);
 
@@ -28,6 +27,7 @@ impl v1::replica_service_server::ReplicaService for ReplicaApi {
             state_hash,
             reads_version: READS_VERSION,
             interval: INTERVAL_ENTRIES,
+            timing: Some(timing::to_proto(self.0.timing().initial())),
         }))
     }
 

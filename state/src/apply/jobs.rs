@@ -75,6 +75,7 @@ impl Cluster {
         self.tell(id, why.to_owned(), outcome);
         let job =
             self.jobs.get(id).ok_or_else(|| not_found("job", id)).expect("it was just changed");
-        outcome.records.push(crate::cluster::record(Cluster::job_key(id), job));
+        let line = self.record(Cluster::job_key(id), job.clone());
+        outcome.records.push(line);
     }
 }

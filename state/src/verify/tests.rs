@@ -4,8 +4,8 @@ use rowen_topology::{NodePos, drawing};
 
 use crate::{
     AllocationId, Class, Cluster, Command, Decision, Duty, Entry, Epoch, FillerId, FillerSpec,
-    FillerState, GpuMask, JobId, JobSpec, Liveness, NodeId, NodeReport, Place, Plan, Reply,
-    Resources, Stop, StopReason, TaskPhase, TaskReport, ledger::UsageKey,
+    FillerState, GpuMask, InForce, JobId, JobSpec, Liveness, NodeId, NodeReport, Place, Plan,
+    Reply, Resources, Stop, StopReason, TaskPhase, TaskReport, Timing, ledger::UsageKey,
 };
 
 type Fault = fn(&mut Cluster);
@@ -61,6 +61,16 @@ const FAULTS: &[(&str, Fault)] = &[
     ("ids are given out once", |c| c.meta.last_allocation = 2),
     ("ids are given out once", |c| c.meta.last_node = 2),
     ("ids are given out once", |c| c.meta.last_replica = 0),
+    ("the version is one that this build reads", |c| c.meta.version = 0),
+    ("timing belongs to version 2", |c| c.meta.timing = Some(in_force())),
+    ("the timing can be kept", |c| {
+        let timing = Timing { kill_ms: 0, ..in_force().timing };
+        c.meta.timing = Some(InForce { timing, ..in_force() });
+    }),
+    ("the timing comes from the log", |c| {
+        c.meta.timing = Some(InForce { since: 1_000, ..in_force() });
+    }),
+    ("the version is one that this build reads", |c| c.meta.version = 99),
     ("allocated + idle + down = elapsed", |c| slot(c, 1, 7).meter.ms[0] += 1),
     ("meters and ledger agree", |c| gang(c).bound_ms -= 1),
     ("meters and ledger agree", |c| {
@@ -82,15 +92,21 @@ const FAULTS: &[(&str, Fault)] = &[
     }),
 ];
 
+fn in_force() -> InForce {
+    let timing =
+        Timing { node_lease_ms: 10_000, heartbeat_ms: 1_000, kill_ms: 2_000, drift_ppm: 1_000 };
+    InForce { timing, since: 1, earlier: None }
+}
+
 #[test]
 fn every_planted_fault_is_named() {
     for (number, (invariant, plant)) in FAULTS.iter().enumerate() {
         let mut cluster = scene();
         plant(&mut cluster);
-        cluster.nodes.settle();
-        cluster.jobs.settle();
-        cluster.fillers.settle();
-        cluster.allocations.settle();
+        cluster.nodes.settle(cluster.meta.version);
+        cluster.jobs.settle(cluster.meta.version);
+        cluster.fillers.settle(cluster.meta.version);
+        cluster.allocations.settle(cluster.meta.version);
         let found: Vec<_> = cluster.verify().iter().map(|v| v.invariant).collect();
         assert!(found.contains(invariant), "fault {number}, {invariant}: found {found:?}");
     }

@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 
 use rowen_state::{
-    AllocationId, Cluster, Command, Decision, Effect, Epoch, NodeId, Outcome, Owner, Reply, Stop,
-    TaskPhase,
+    AllocationId, Cluster, Command, Decision, Effect, Entry, Epoch, NodeId, Outcome, Owner, Reply,
+    Stop, TaskPhase,
+    codec::{self, CodecError, READS_VERSION},
 };
 
 use crate::{
@@ -49,6 +50,8 @@ impl Memory {
         let was = std::mem::replace(&mut self.desired, is);
         check_pushes(before, (&was, &self.desired), outcome, after)?;
         check_ends(before, &step.entry.command, after)?;
+        check_version(before, step, &answer, after)?;
+        check_timing(before, &step.entry.command, after)?;
         check_transitions(before, outcome, after, coverage)?;
         self.check_fences(before, after)?;
         cover(before, step, &answer, after, coverage);
@@ -173,6 +176,59 @@ fn check_ends(before: &Cluster, command: &Command, after: &Cluster) -> Result<()
             if !lives && !may_end {
                 return Err(format!("task {rank} of allocation {id} was ended by nobody"));
             }
+        }
+    }
+    Ok(())
+}
+
+/// The version rises by its own command alone, by one, and everything else stays as it was. What the
+/// entry is written in can be read back, in the version that the cluster had.
+fn check_version(
+    before: &Cluster,
+    Step { entry, expect, .. }: &Step,
+    answer: &Answer,
+    after: &Cluster,
+) -> Result<(), String> {
+    let (was, is) = (before.meta().version, after.meta().version);
+    if matches!(expect, Expect::AnswerOf(_)) {
+        return Ok(()); // not looked at: `unchanged` holds
+    }
+    match (&entry.command, answer) {
+        (Command::RaiseVersion { to, .. }, Ok(_)) if is != *to || is != was + 1 => {
+            return Err(format!("rose from version {was} to {is}, asked for {to}"));
+        }
+        (Command::RaiseVersion { .. }, Ok(_)) => {}
+        _ if was != is => return Err(format!("version {was} became {is} by itself")),
+        _ => {}
+    }
+    let bytes = match codec::encode(was, entry.clone()) {
+        Err(CodecError::Older { .. }) if answer.is_err() => return Ok(()),
+        // Builds that would refuse it are not asked: its schema is theirs to come.
+        Ok(bytes) if u32::from(bytes[2]) > READS_VERSION => return Ok(()),
+        Ok(bytes) => bytes,
+        Err(error) => return Err(format!("carried out, but cannot be written: {error}")),
+    };
+    match codec::decode::<Entry>(&bytes) {
+        Ok(read) if read == *entry => Ok(()),
+        read => Err(format!("written as {entry:?}, read as {read:?}")),
+    }
+}
+
+/// Whatever timing was granted before and is not settled is covered by what is remembered.
+fn check_timing(before: &Cluster, command: &Command, after: &Cluster) -> Result<(), String> {
+    let (was, is) = (before.meta().timing, after.meta().timing);
+    if was == is || matches!(command, Command::SettleTiming { .. }) {
+        return Ok(());
+    }
+    let Command::SetTiming { granted, .. } = command else {
+        return Err(format!("{was:?} became {is:?} by {command:?}"));
+    };
+    let is = is.ok_or("the timing is gone")?;
+    let covered = is.earlier.map_or(is.timing, |earlier| earlier.widest(is.timing));
+    let owed = was.into_iter().flat_map(|was| [Some(was.timing), was.earlier]);
+    for owed in owed.chain([*granted]).flatten() {
+        if covered.widest(owed) != covered {
+            return Err(format!("{owed:?} is owed, {is:?} does not cover it"));
         }
     }
     Ok(())

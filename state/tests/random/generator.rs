@@ -2,7 +2,8 @@
 
 use rowen_state::{
     AllocationId, Cluster, Code, Command, Decision, Entry, Epoch, GpuMask, Liveness, NodeId,
-    NodeReport, Outcome, Owner, Plan, RequestId, TaskPhase, TaskReport,
+    NodeReport, Outcome, Owner, Plan, ReplicaId, RequestId, TaskPhase, TaskReport, Timing,
+    codec::READS_VERSION,
 };
 
 use crate::{plans, rng::Rng, specs};
@@ -99,6 +100,10 @@ impl Generator {
         }
         let spec = specs::job(&mut self.rng, self.host_claims);
         commands.push(("submit", Command::SubmitJob(spec), Expect::Any));
+        if self.rng.chance(50) {
+            let asked = (1..=7).map(ReplicaId).collect(); // more than there are may have been asked
+            commands.push(("raise version", Command::RaiseVersion { to: 2, asked }, Expect::Any));
+        }
         commands.into_iter().map(|drawn| self.stamp(drawn)).collect()
     }
 
@@ -198,8 +203,61 @@ impl Generator {
                 let plan = Plan { based_on: cluster.applied(), decisions: vec![decision] };
                 (what, Command::CommitPlan(plan), Expect::AllRejected)
             }
+            97 if self.rng.chance(60) => self.draw_timing(cluster),
+            97 => self.draw_version(cluster)?,
             _ => self.draw_fabric(cluster)?,
         })
+    }
+
+    /// The next version, of all that are there or of all but one, or one that is not next.
+    fn draw_version(&mut self, cluster: &Cluster) -> Option<Drawn> {
+        let to = cluster.meta().version + 1;
+        let mut asked: Vec<_> = cluster.replicas().iter().map(|(id, _)| id).collect();
+        let (what, to, expect) = match self.rng.below(4) {
+            0 => ("raise to a version that is not next", to + 1, Expect::Refused(Code::Conflict)),
+            1 => ("raise to a version of before", to - 1, Expect::Refused(Code::Conflict)),
+            _ if to > READS_VERSION => return None,
+            2 => {
+                asked.remove(self.rng.below(asked.len() as u64) as usize);
+                ("raise without asking a replica", to, Expect::Refused(Code::Conflict))
+            }
+            _ => ("raise version", to, Expect::Any),
+        };
+        Some((what, Command::RaiseVersion { to, asked }, expect))
+    }
+
+    /// A timing in and out of bounds, and the end of the leases of the one before.
+    fn draw_timing(&mut self, cluster: &Cluster) -> Drawn {
+        let node_lease_ms = self.rng.between(3, 30) * 1_000;
+        let drawn = Timing { node_lease_ms, heartbeat_ms: 700, kill_ms: 2_000, drift_ppm: 500 };
+        let timing = match self.rng.below(4) {
+            0 => Timing { kill_ms: 499, ..drawn },
+            1 => Timing { heartbeat_ms: node_lease_ms / 3 + 1, ..drawn },
+            2 => Timing { drift_ppm: 100_001, ..drawn },
+            _ => Timing { node_lease_ms: 3_600_001, ..drawn },
+        };
+        let refused = |code| Expect::Refused(code);
+        let set = |timing, granted| Command::SetTiming { timing, granted };
+        let Some(in_force) = cluster.meta().timing else {
+            if cluster.meta().version < 2 {
+                return ("timing in an old version", set(drawn, None), refused(Code::Conflict));
+            }
+            let granted = Timing { node_lease_ms: 40_000, ..drawn };
+            return ("first timing", set(drawn, Some(granted)), Expect::Any);
+        };
+        match self.rng.below(10) {
+            0..=2 => ("invalid timing", set(timing, None), refused(Code::Invalid)),
+            3 => ("the same timing", set(in_force.timing, None), Expect::Nothing),
+            4 => {
+                let since = in_force.since + 1;
+                ("settle another timing", Command::SettleTiming { since }, refused(Code::Conflict))
+            }
+            5..=6 => {
+                let since = in_force.since;
+                ("settle timing", Command::SettleTiming { since }, Expect::Any)
+            }
+            _ => ("set timing", set(drawn, None), Expect::Any),
+        }
     }
 
     fn draw_job_command(&mut self, cluster: &Cluster) -> Option<Drawn> {
@@ -280,7 +338,7 @@ impl Generator {
                 ("admit replica", Command::AdmitReplica { id: None, addr }, Expect::Any)
             }
             43 => {
-                let replica = rowen_state::ReplicaId(self.rng.between(1, 8));
+                let replica = ReplicaId(self.rng.between(1, 8));
                 ("remove replica", Command::RemoveReplica(replica), Expect::Any)
             }
             29..=38 => ("undrain", Command::UndrainNode(self.rng.pick(&out)?.id), Expect::Any),

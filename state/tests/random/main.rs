@@ -5,6 +5,7 @@
 mod checks;
 mod coverage;
 mod generator;
+mod old_log;
 mod plans;
 mod rng;
 mod specs;
@@ -83,6 +84,17 @@ const WANTED: &[&str] = &[
     "step: forget a node that is heard",
     "step: admit replica",
     "step: remove replica",
+    "step: raise version",
+    "step: first timing",
+    "step: set timing",
+    "step: the same timing",
+    "step: settle timing",
+    "step: settle another timing",
+    "step: invalid timing",
+    "step: timing in an old version",
+    "step: raise without asking a replica",
+    "step: raise to a version that is not next",
+    "step: raise to a version of before",
     "fabric grown",
     "fabric shrunk",
     "step: fabric without a busy node",

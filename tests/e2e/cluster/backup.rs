@@ -36,7 +36,10 @@ fn a_cluster_goes_on_from_its_backup() {
     group.wait_up(2);
 
     let status = group.json(&["status"]);
-    assert_eq!(status["incarnation"], 2, "{status:#}");
+    // The second of the restore, so that another one of the same backup is another.
+    let now_s = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_secs();
+    let incarnation = status["incarnation"].as_u64().unwrap();
+    assert!((now_s - 600..=now_s).contains(&incarnation), "{status:#}");
     assert_eq!(status["violations"], json!([]), "{status:#}");
     assert_eq!(group.status()["replicas"].as_array().unwrap().len(), 1);
     assert_eq!(jobs(&group), before);

@@ -19,6 +19,10 @@ const PORTS: std::ops::Range<u16> = 20_000..24_000;
 pub(super) struct Group {
     pub(super) folder: PathBuf,
     pub(super) addrs: Vec<String>,
+    /// What is started from here on; a rolling upgrade changes it on the way.
+    pub(super) exe: PathBuf,
+    /// Of the configurations written from here on.
+    pub(super) node_lease_ms: u64,
     replicas: BTreeMap<usize, Child>,
     agents: BTreeMap<String, Child>,
     guard: Child,
@@ -27,6 +31,11 @@ pub(super) struct Group {
 impl Group {
     /// Sets up so many replicas and waits until each has its vote.
     pub(super) fn start(folder: &Path, count: usize) -> Group {
+        Group::start_as(ROWEN.into(), 2_000, folder, count)
+    }
+
+    /// The same with another build, and node leases of this length.
+    pub(super) fn start_as(exe: PathBuf, node_lease_ms: u64, folder: &Path, count: usize) -> Group {
         let folder = folder.canonicalize().unwrap();
         // Ends what is left when this process is gone, whatever way.
         let guard = Command::new(ROWEN)
@@ -41,7 +50,7 @@ impl Group {
         let addrs: Vec<String> = free.take(count).map(|port| format!("127.0.0.1:{port}")).collect();
         assert_eq!(addrs.len(), count, "no free ports");
         let (replicas, agents) = (BTreeMap::new(), BTreeMap::new());
-        let mut group = Group { folder, addrs, replicas, agents, guard };
+        let mut group = Group { folder, addrs, exe, node_lease_ms, replicas, agents, guard };
         for number in 1..=count {
             let config = group.write_config(number, &format!("replica-{number}"));
             let joined = match number {
@@ -59,9 +68,10 @@ impl Group {
     pub(super) fn write_config(&self, number: usize, data: &str) -> String {
         let path = self.config(number);
         let config = format!(
-            "data = {:?}\nlisten = {:?}\n[timing]\nnode_lease_ms = 2000\nheartbeat_ms = 300\nkill_ms = 500\n",
+            "data = {:?}\nlisten = {:?}\n[timing]\nnode_lease_ms = {}\nheartbeat_ms = 300\nkill_ms = 500\n",
             self.folder.join(data),
             self.addrs[number - 1],
+            self.node_lease_ms,
         );
         fs::write(&path, config).unwrap();
         path
@@ -111,16 +121,32 @@ impl Group {
         fs::write(&file, fabric.to_string()).unwrap();
         self.ok(&["fabric", "set", file.to_str().unwrap()]);
         for node in 1..=count {
-            let (name, servers) = (format!("n{node}"), servers(node));
-            let dir = self.node_dir(&name);
-            fs::create_dir_all(&dir).unwrap();
-            let (dir, addr) = (dir.to_str().unwrap(), "127.0.0.1");
-            let args = ["agent", "--server", &servers, "--node", &name, "--dir", dir];
-            let args = [&args[..], &["--addr", addr, "--simulate-gpus", "8"]].concat();
-            let child = self.spawn(&args, &name);
-            self.agents.insert(name, child);
+            self.start_agent_with(&format!("n{node}"), &servers(node));
         }
         self.wait_up(count);
+    }
+
+    /// The agent of a node, for the first time or in the place of one that was ended.
+    pub(super) fn start_agent(&mut self, name: &str) {
+        let servers = self.addrs.join(",");
+        self.start_agent_with(name, &servers);
+    }
+
+    fn start_agent_with(&mut self, name: &str, servers: &str) {
+        let dir = self.node_dir(name);
+        fs::create_dir_all(&dir).unwrap();
+        let (dir, addr) = (dir.to_str().unwrap(), "127.0.0.1");
+        let args = ["agent", "--server", servers, "--node", name, "--dir", dir];
+        let args = [&args[..], &["--addr", addr, "--simulate-gpus", "8"]].concat();
+        let child = self.spawn(&args, name);
+        self.agents.insert(name.to_owned(), child);
+    }
+
+    /// Ends an agent; its tasks go on.
+    pub(super) fn end_agent(&mut self, name: &str, signal: Signal) {
+        let mut child = self.agents.remove(name).unwrap();
+        kill(Pid::from_raw(child.id() as i32), signal).unwrap();
+        child.wait().unwrap();
     }
 
     pub(super) fn wait_up(&self, count: u32) {
@@ -171,7 +197,14 @@ impl Group {
     }
 
     pub(super) fn rowen(&self, args: &[&str]) -> Output {
-        Command::new(ROWEN).args(args).env("ROWEN_ADDR", self.addrs.join(",")).output().unwrap()
+        let addrs = self.addrs.join(",");
+        Command::new(&self.exe).args(args).env("ROWEN_ADDR", addrs).output().unwrap()
+    }
+
+    /// Asks one replica and no other.
+    pub(super) fn at(&self, number: usize, args: &[&str]) -> Output {
+        let addr = &self.addrs[number - 1];
+        Command::new(&self.exe).args(args).env("ROWEN_ADDR", addr).output().unwrap()
     }
 
     /// Runs a verb that must work; what it printed.
@@ -218,7 +251,7 @@ impl Group {
     fn spawn(&self, args: &[&str], name: &str) -> Child {
         let log = self.folder.join(format!("{name}.log"));
         let log = File::options().create(true).append(true).open(log).unwrap();
-        Command::new(ROWEN)
+        Command::new(&self.exe)
             .args(args)
             .env("RUST_LOG", "info,openraft=warn")
             .stdin(Stdio::null())

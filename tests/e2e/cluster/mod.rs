@@ -7,3 +7,6 @@ mod freeze;
 mod group;
 mod members;
 mod proxy;
+mod reads;
+mod upgrade;
+mod version;

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use futures::future::try_join_all;
 use rowen_raft::{Applied, ArchiveRecord, Replica, StateMachine};
 use rowen_server::{Core, desired_tasks};
-use rowen_state::codec::{self, Kind};
+use rowen_state::codec;
 use rowen_state::{
     Cluster, Command, Entry, GpuMask, JobSpec, NodeId, NodeReport, RequestId, Resources, TaskPhase,
     TaskReport,
@@ -53,7 +53,7 @@ impl StateMachine for Machine {
         let mut driven = self.look();
         let step = driven.core.apply(index, entry).expect("written by this build");
         driven.entries += 1;
-        let reply = codec::encode(Kind::Answer, &step.answer).expect("an answer is small");
+        let reply = codec::encode(1, step.answer).expect("an answer is small");
         let mut records = Vec::new();
         for record in step.records {
             driven.ended_jobs += u64::from(record.key.starts_with(b"job/"));
@@ -159,9 +159,9 @@ impl Traffic {
         let propose = async |(request, command): (Option<RequestId>, Command)| {
             let principal = principal.to_owned();
             let entry = Entry { at_ms: self.now_ms, principal, request, command };
-            let bytes = codec::encode(Kind::Entry, &entry)?;
+            let bytes = codec::encode(1, entry.clone())?;
             let answer = self.replica.propose(bytes).await?.reply;
-            let answer: rowen_server::Answer = codec::decode(Kind::Answer, &answer)?;
+            let answer: rowen_server::Answer = codec::decode(&answer)?;
             let refusal = answer.err().map(|refusal| refusal.message);
             ensure!(refusal.is_none(), "{:?}: {}", entry.command, refusal.unwrap_or_default());
             anyhow::Ok(())
