@@ -220,8 +220,8 @@ impl World {
             Entry { at_ms: self.now_ms, principal: principal.into(), request: None, command };
         let step = self.core.apply_entry(self.index, &entry);
         for record in step.records.iter().filter(|record| record.key.starts_with(b"job/")) {
-            let job: Job = codec::decode(&record.value)
-                .expect("this build wrote the line just now");
+            let job: Job =
+                codec::decode(&record.value).expect("this build wrote the line just now");
             self.durations_ms.remove(&job.id);
             self.live -= 1;
             self.ended.push(job);

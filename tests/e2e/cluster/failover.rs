@@ -26,5 +26,5 @@ fn nothing_acknowledged_is_lost_or_doubled() {
     assert!(figure("acknowledged") > 50.0, "there was no load: {report:#}");
     // The bars of the release build are in the bench; here only that it goes on in time.
     assert!(figure("failover_write_max") < 5_000.0, "{report:#}");
-    assert!(figure("failover_placement_max") < 10_000.0, "{report:#}");
+    assert!(figure("next_placement_max") < 10_000.0, "{report:#}");
 }
