@@ -89,7 +89,15 @@ impl Group {
         let deadline = Instant::now() + FORM;
         while Instant::now() < deadline {
             for at in 0..self.replicas.len() {
-                if self.replicas[at].process.is_some() && self.status(at).await.is_some() {
+                if self.replicas[at].process.is_none() {
+                    continue;
+                }
+                // Any replica answers, so that one does says nothing.
+                let status = self.status(at).await;
+                let leads = |status: v1::ClusterStatus| {
+                    status.replicas.iter().any(|one| one.id == status.replica && one.leader)
+                };
+                if status.is_some_and(leads) {
                     return Ok(at);
                 }
             }
