@@ -6,15 +6,20 @@
 //! Each value carries the index of the entry that wrote it, so that copies can be merged in any
 //! order: the greater index wins.
 
+mod db;
+
 use std::{
     fs::{self, File},
     io,
     path::{Path, PathBuf},
     sync::{
-        Mutex, RwLock,
+        Arc, Mutex, RwLock,
         atomic::{AtomicU64, Ordering},
     },
 };
+
+use self::db::Db;
+use crate::disk::Disk;
 
 /// One record for keeping. A later record with the same key replaces it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -73,7 +78,7 @@ const CACHE_BYTES: u64 = 32 << 20;
 pub struct Archive {
     dir: PathBuf,
     /// None once closed.
-    db: RwLock<Option<sled::Db>>,
+    db: RwLock<Option<Db>>,
     /// One more than the last index whose records are in.
     next: AtomicU64,
     /// The same, as of the last checkpoint.
@@ -122,6 +127,17 @@ impl Archive {
         fs::create_dir_all(dir).map_err(|source| ArchiveError::Io { dir: dir.into(), source })?;
         let config = sled::Config::new().path(dir).cache_capacity(CACHE_BYTES);
         let db = config.flush_every_ms(Some(1_000)).open().map_err(sled)?;
+        Archive::with(Db::Sled(db), dir)
+    }
+
+    /// The same on a simulated disk.
+    pub(crate) fn open_simulated(disk: Arc<dyn Disk>, dir: &Path) -> Result<Archive, ArchiveError> {
+        let db = Db::open_simulated(disk, dir);
+        Archive::with(db.map_err(|source| ArchiveError::Sled { dir: dir.into(), source })?, dir)
+    }
+
+    fn with(db: Db, dir: &Path) -> Result<Archive, ArchiveError> {
+        let sled = |source| ArchiveError::Sled { dir: dir.into(), source };
         let next = match db.get(APPLIED).map_err(sled)? {
             Some(stored) => stored.as_ref().try_into().map_or(0, u64::from_be_bytes),
             None => 0,
@@ -142,16 +158,14 @@ impl Archive {
         if upto < next {
             return Ok(());
         }
-        let mut batch = sled::Batch::default();
-        let mut is_empty = true;
-        for item in records.into_iter().filter(|item| item.index >= next) {
-            is_empty = false;
-            batch.insert(record_key(&item.record.key), stored(item.index, &item.record.value));
-        }
-        if !is_empty {
+        let new = records.into_iter().filter(|item| item.index >= next);
+        let mut batch: Vec<_> = new
+            .map(|item| (record_key(&item.record.key), stored(item.index, &item.record.value)))
+            .collect();
+        if !batch.is_empty() {
             // In one batch with the records: after a crash either both are there or neither.
-            batch.insert(APPLIED, &(upto + 1).to_be_bytes());
-            self.db()?.apply_batch(batch).map_err(|e| self.sled(e))?;
+            batch.push((APPLIED.to_vec(), (upto + 1).to_be_bytes().to_vec()));
+            self.db()?.apply(batch).map_err(|e| self.sled(e))?;
         }
         self.next.store(upto + 1, Ordering::Release);
         Ok(())
@@ -165,10 +179,11 @@ impl Archive {
             return Ok(());
         }
         tracing::warn!(from = next, upto, "the archive lacks records; they come from a peer");
-        let mut batch = sled::Batch::default();
-        batch.insert(APPLIED, &(upto + 1).to_be_bytes());
-        batch.insert(GAP, &upto.to_be_bytes());
-        self.db()?.apply_batch(batch).map_err(|e| self.sled(e))?;
+        let batch = vec![
+            (APPLIED.to_vec(), (upto + 1).to_be_bytes().to_vec()),
+            (GAP.to_vec(), upto.to_be_bytes().to_vec()),
+        ];
+        self.db()?.apply(batch).map_err(|e| self.sled(e))?;
         self.next.store(upto + 1, Ordering::Release);
         Ok(())
     }
@@ -184,8 +199,10 @@ impl Archive {
             next
         };
         db.flush().map_err(|e| self.sled(e))?;
-        sync_tree(&self.dir)
-            .map_err(|source| ArchiveError::Io { dir: self.dir.clone(), source })?;
+        if matches!(db, Db::Sled(_)) {
+            sync_tree(&self.dir)
+                .map_err(|source| ArchiveError::Io { dir: self.dir.clone(), source })?;
+        }
         self.synced.fetch_max(next, Ordering::AcqRel);
         Ok(())
     }
@@ -199,15 +216,15 @@ impl Archive {
     pub(crate) fn merge(&self, items: Vec<Indexed>) -> Result<(), ArchiveError> {
         let _writing = self.writing.lock().expect("no holder of this lock panics");
         let db = self.db()?;
-        let mut batch = sled::Batch::default();
+        let mut batch = Vec::new();
         for item in items {
             let key = record_key(&item.record.key);
             let held = db.get(&key).map_err(|e| self.sled(e))?;
             if held.is_none_or(|held| split(&held).0 < item.index) {
-                batch.insert(key, stored(item.index, &item.record.value));
+                batch.push((key, stored(item.index, &item.record.value)));
             }
         }
-        db.apply_batch(batch).map_err(|e| self.sled(e))
+        db.apply(batch).map_err(|e| self.sled(e))
     }
 
     /// Ends the gap if a peer's records up to `applied` cover it.
@@ -248,7 +265,7 @@ impl Archive {
         }
     }
 
-    fn db(&self) -> Result<sled::Db, ArchiveError> {
+    fn db(&self) -> Result<Db, ArchiveError> {
         let db = self.db.read().expect("no holder of this lock panics");
         db.clone().ok_or(ArchiveError::Closed)
     }

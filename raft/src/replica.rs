@@ -29,9 +29,9 @@ use crate::{
     machine::Applier,
     observer::{Observer, repair_archive},
     recovering::Recovering,
-    seed,
+    seed, sim,
     snapshots::Snapshots,
-    transport::{Dial, Peers, RaftService, TransportService, dial_tcp},
+    transport::{Network, Peers, RaftService, TransportService, dial_tcp},
     types::{EntryBytes, TypeConfig},
     wal::{Wal, WalOptions},
 };
@@ -151,13 +151,12 @@ impl Replica {
         Replica::open_on(config, machine, Arc::new(RealDisk::default()), dial_tcp()).await
     }
 
-    /// The same on a given disk and network. (The archive is always in the real file system: it
-    /// can be rebuilt.)
+    /// The same on a given disk and network.
     pub async fn open_on(
         config: ReplicaConfig,
         machine: impl StateMachine,
         disk: Arc<dyn Disk>,
-        dial: Dial,
+        network: impl Into<Network>,
     ) -> Result<Replica, OpenError> {
         config.check()?;
         let mut raft_config = config.raft()?;
@@ -173,13 +172,15 @@ impl Replica {
             &config.dir.join("snapshots"),
             config.retain_entries,
         )?);
+        let archive_disk = disk.clone();
         let (wal, recovering) =
             Recovering::open_log(disk, &config.dir, wal_options(&config), &snapshots)?;
         let recovering = Arc::new(recovering);
         raft_config.enable_elect = !recovering.is_active();
         let raft_config = Arc::new(raft_config);
         // A folder a period: retention will drop whole ones, for sled gives no space back.
-        let archive = match open_archive(&config.dir.join("archive").join("0")).await {
+        let archive = match open_archive(&archive_disk, &config.dir.join("archive").join("0")).await
+        {
             Ok(archive) => Arc::new(archive),
             Err(error) => {
                 wal.close().await;
@@ -189,7 +190,7 @@ impl Replica {
         let log =
             LogStore { wal: wal.clone(), archive: archive.clone(), snapshots: snapshots.clone() };
         let applier = Applier::new(machine, archive.clone(), snapshots.clone(), may_block);
-        let peers = Peers::new(config.id.0, dial);
+        let peers = Peers::new(config.id.0, network.into());
         let core = Raft::new(config.id.0, raft_config, peers.clone(), log, applier);
         let raft = match Box::pin(core).await {
             Ok(raft) => raft,
@@ -232,10 +233,10 @@ impl Replica {
             stopped: Arc::clone(&stopped),
         };
         let repair = repair_archive(leadership.clone(), Arc::clone(&archive), peers);
-        let mut tasks = vec![tokio::spawn(observer.run()), tokio::spawn(repair)];
+        let mut tasks = vec![sim::spawn(observer.run()), sim::spawn(repair)];
         if recovering.is_active() {
             let (recovering, raft, wal) = (Arc::clone(&recovering), raft.clone(), wal.clone());
-            tasks.push(tokio::spawn(async move { recovering.run(&raft, &wal).await }));
+            tasks.push(sim::spawn(async move { recovering.run(&raft, &wal).await }));
         }
         let inner = Inner {
             id: config.id,
@@ -365,13 +366,17 @@ impl Replica {
 
     /// The transport, for the router of this process's gRPC server.
     pub fn service(&self) -> RaftService {
-        TransportService::service(
-            self.inner.id.0,
-            self.inner.raft.clone(),
-            Arc::clone(&self.inner.archive),
-            Arc::clone(&self.inner.stopped),
-            Arc::clone(&self.inner.recovering),
-        )
+        self.transport().service()
+    }
+
+    pub(crate) fn transport(&self) -> TransportService {
+        TransportService {
+            own_id: self.inner.id.0,
+            raft: self.inner.raft.clone(),
+            archive: Arc::clone(&self.inner.archive),
+            stopped: Arc::clone(&self.inner.stopped),
+            recovering: Arc::clone(&self.inner.recovering),
+        }
     }
 
     /// Figures, as of now.
@@ -417,7 +422,10 @@ impl Replica {
 
 /// sled lets go of its lock a little after it is dropped. The folder's own lock is held, so whoever
 /// has sled's is an earlier replica of this process.
-async fn open_archive(dir: &Path) -> Result<Archive, ArchiveError> {
+async fn open_archive(disk: &Arc<dyn Disk>, dir: &Path) -> Result<Archive, ArchiveError> {
+    if disk.is_simulated() {
+        return Archive::open_simulated(Arc::clone(disk), dir);
+    }
     const PATIENCE: u32 = 200;
     for _ in 0..PATIENCE {
         match Archive::open(dir) {

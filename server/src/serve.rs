@@ -1,18 +1,14 @@
 //! Starts a replica and serves until it is told to stop or its disk fails.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use anyhow::Context;
 use rowen_raft::Replica;
-use tokio::{
-    net::TcpListener,
-    sync::{mpsc, watch},
-};
+use tokio::{net::TcpListener, sync::watch};
 use tonic::transport::server::TcpIncoming;
 
 use crate::{
-    agents::Sessions, auth::Authorization, clock::Clock, config::Config, leader, members,
-    server::Server, services, setup,
+    auth::Authorization, config::Config, members, peers::Peers, services, setup, shell::Shell,
 };
 
 /// Serves `config` until `shutdown` resolves. An error means that the replica could
@@ -27,19 +23,10 @@ pub async fn serve(
     })?;
     let identity = setup::identify(&config)?;
     let (replica, feed) = setup::open(&config, identity).await?;
-    let (renewals, received) = mpsc::channel(leader::RENEWALS);
     let mut failed = replica.failed();
-    let (stop_sender, mut stopped) = watch::channel(None);
-    let server = Arc::new(Server {
-        checkpoints: feed.checkpoints.clone(),
-        stopped: stop_sender,
-        config,
-        replica: replica.clone(),
-        feed,
-        clock: Clock::default(),
-        sessions: Sessions::default(),
-    });
-    let leading = tokio::spawn(leader::run(server.clone(), received));
+    let Shell { server, renewals, leading } =
+        Shell::start(config, replica.clone(), feed, Peers::Grpc);
+    let mut stopped = server.stopped.subscribe();
 
     let router = tonic::transport::Server::builder()
         .layer(Authorization)

@@ -18,6 +18,7 @@ use crate::{
     config::{Config, Timing},
     core::Answer,
     machine::Feed,
+    peers::Peers,
 };
 
 /// The metadata key that names the leader in a refusal.
@@ -30,6 +31,7 @@ pub(crate) struct Server {
     pub(crate) feed: Feed,
     pub(crate) clock: Clock,
     pub(crate) sessions: Sessions,
+    pub(crate) peers: Peers,
     pub(crate) checkpoints: Arc<Checkpoints>,
     /// Why this replica must stop serving.
     pub(crate) stopped: watch::Sender<Option<String>>,

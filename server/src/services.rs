@@ -10,6 +10,8 @@ mod replica;
 
 use std::sync::Arc;
 
+pub(crate) use self::agent::attach;
+
 use rowen_api::v1;
 use rowen_state::FieldError;
 use tokio::sync::mpsc;
@@ -45,6 +47,39 @@ pub(crate) fn add(
         .add_service(JobServiceServer::new(job::JobApi(server.clone())))
         .add_service(NodeServiceServer::new(node::NodeApi(server.clone())))
         .add_service(ReplicaServiceServer::new(replica::ReplicaApi(server.clone())))
+}
+
+/// The services themselves, for who calls them without gRPC.
+pub(crate) fn jobs(server: &Arc<Server>) -> impl v1::job_service_server::JobService + use<> {
+    job::JobApi(server.clone())
+}
+
+pub(crate) fn fillers(
+    server: &Arc<Server>,
+) -> impl v1::filler_service_server::FillerService + use<> {
+    filler::FillerApi(server.clone())
+}
+
+pub(crate) fn nodes(server: &Arc<Server>) -> impl v1::node_service_server::NodeService + use<> {
+    node::NodeApi(server.clone())
+}
+
+pub(crate) fn cluster(
+    server: &Arc<Server>,
+) -> impl v1::cluster_service_server::ClusterService + use<> {
+    cluster::ClusterApi(server.clone())
+}
+
+pub(crate) fn fabric(
+    server: &Arc<Server>,
+) -> impl v1::fabric_service_server::FabricService + use<> {
+    fabric::FabricApi(server.clone())
+}
+
+pub(crate) fn replica(
+    server: &Arc<Server>,
+) -> impl v1::replica_service_server::ReplicaService + use<> {
+    replica::ReplicaApi(server.clone())
 }
 
 /// A field that cannot be accepted, for the caller.

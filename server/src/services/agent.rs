@@ -2,8 +2,9 @@
 
 use std::{pin::Pin, sync::Arc, time::Duration};
 
-use futures::Stream;
+use futures::{Stream, StreamExt};
 use rowen_api::v1::{self, AgentMessage, ServerMessage, agent_message, server_message};
+use rowen_raft::sim;
 use rowen_state::{Command, NodeId};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
@@ -39,27 +40,42 @@ impl v1::agent_service_server::AgentService for AgentApi {
         &self,
         request: Request<Streaming<AgentMessage>>,
     ) -> Result<Response<Self::AttachStream>, Status> {
-        let mut incoming = request.into_inner();
-        let (sender, receiver) = mpsc::channel(QUEUE);
-        let (server, renewals) = (self.server.clone(), self.renewals.clone());
-        tokio::spawn(async move {
-            let first = tokio::time::timeout(HELLO_LIMIT, incoming.message()).await;
-            let Ok(Ok(Some(AgentMessage { kind: Some(agent_message::Kind::Hello(hello)) }))) =
-                first
-            else {
-                return;
-            };
-            match Session::begin(server, renewals, sender.clone(), hello).await {
-                Ok(session) => session.run(incoming).await,
-                Err(refused) => {
-                    tracing::info!(why = refused.why, "an agent was refused");
-                    send(&sender, server_message::Kind::Refused(refused)).await;
-                }
-            }
-        });
+        let receiver = attach(self.server.clone(), self.renewals.clone(), request.into_inner());
         Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
     }
 }
+
+/// Serves an agent's stream; what it is sent arrives at the receiver.
+pub(crate) fn attach(
+    server: Arc<Server>,
+    renewals: mpsc::Sender<Renewal>,
+    mut incoming: impl Incoming,
+) -> mpsc::Receiver<Result<ServerMessage, Status>> {
+    let (sender, receiver) = mpsc::channel(QUEUE);
+    sim::spawn(async move {
+        let first = tokio::time::timeout(HELLO_LIMIT, incoming.next()).await;
+        let Ok(Some(Ok(AgentMessage { kind: Some(agent_message::Kind::Hello(hello)) }))) = first
+        else {
+            return;
+        };
+        match Session::begin(server, renewals, sender.clone(), hello).await {
+            Ok(session) => session.run(incoming).await,
+            Err(refused) => {
+                tracing::info!(why = refused.why, "an agent was refused");
+                send(&sender, server_message::Kind::Refused(refused)).await;
+            }
+        }
+    });
+    receiver
+}
+
+/// What an agent says.
+pub(crate) trait Incoming:
+    Stream<Item = Result<AgentMessage, Status>> + Send + Unpin + 'static
+{
+}
+
+impl<S: Stream<Item = Result<AgentMessage, Status>> + Send + Unpin + 'static> Incoming for S {}
 
 /// One agent's stream, after its hello was accepted.
 struct Session {
@@ -126,7 +142,7 @@ impl Session {
         Ok(Session { server, renewals, outgoing, principal, node, name, fence, came, busy, cut })
     }
 
-    async fn run(mut self, mut incoming: Streaming<AgentMessage>) {
+    async fn run(mut self, mut incoming: impl Incoming) {
         let (mut cut, outgoing) =
             (std::mem::replace(&mut self.cut, oneshot::channel().1), self.outgoing.clone());
         tokio::select! {
@@ -143,8 +159,8 @@ impl Session {
     }
 
     /// Until the stream ends, by itself or because what it says cannot be handled.
-    async fn serve(&self, incoming: &mut Streaming<AgentMessage>) {
-        while let Ok(Some(AgentMessage { kind: Some(kind) })) = incoming.message().await {
+    async fn serve(&self, incoming: &mut impl Incoming) {
+        while let Some(Ok(AgentMessage { kind: Some(kind) })) = incoming.next().await {
             // An agent that says more than can be done waits: the stream is its brake.
             let Ok(permit) = self.busy.clone().acquire_owned().await else { return };
             match kind {
@@ -163,7 +179,7 @@ impl Session {
         let (renewals, outgoing, server) =
             (self.renewals.clone(), self.outgoing.clone(), self.server.clone());
         let (node, fence, came) = (self.node, self.fence, self.came);
-        tokio::spawn(async move {
+        sim::spawn(async move {
             let _permit = permit;
             match renew(&renewals, Some(node)).await {
                 Verdict::Confirmed => {}
@@ -186,7 +202,7 @@ impl Session {
         let tasks = report.tasks.iter().map(|task| convert::task_report(self.node, task)).collect();
         let (server, principal, outgoing) =
             (self.server.clone(), self.principal.clone(), self.outgoing.clone());
-        tokio::spawn(async move {
+        sim::spawn(async move {
             let _permit = permit;
             match server.propose(&principal, None, Command::Report(tasks)).await {
                 Ok(_) => {

@@ -31,7 +31,7 @@ impl v1::cluster_service_server::ClusterService for ClusterApi {
         let view = self.0.read().await?;
         let server = self.0.clone();
         // verify() walks the whole state.
-        let status = tokio::task::spawn_blocking(move || status(&server, &view));
+        let status = rowen_raft::sim::blocking(move || status(&server, &view));
         Ok(Response::new(
             status.await.map_err(|error| Status::internal(format!("verify: {error}")))?,
         ))
@@ -46,7 +46,7 @@ impl v1::cluster_service_server::ClusterService for ClusterApi {
         let mut views = self.0.feed.views.clone();
         views.mark_changed();
         let (sender, receiver) = mpsc::channel(1);
-        tokio::spawn(async move {
+        rowen_raft::sim::spawn(async move {
             while views.changed().await.is_ok() {
                 let view = views.borrow_and_update().clone();
                 if sender.send(Ok(convert::occupancy(&view))).await.is_err() {
@@ -117,7 +117,7 @@ impl v1::cluster_service_server::ClusterService for ClusterApi {
         let view = self.0.read().await?;
         let replica = self.0.replica.clone();
         let (sender, receiver) = mpsc::channel(4);
-        tokio::task::spawn_blocking(move || {
+        rowen_raft::sim::blocking(move || {
             let send = |chunk: Vec<u8>| {
                 sender
                     .blocking_send(Ok(v1::BackupChunk { data: chunk }))

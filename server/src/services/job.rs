@@ -55,7 +55,7 @@ impl v1::job_service_server::JobService for JobApi {
     ) -> Result<Response<v1::PlanJobResponse>, Status> {
         let spec = checked(request.into_inner().spec)?;
         let view = self.0.read().await?;
-        let planned = tokio::task::spawn_blocking(move || plan(&view, &spec)).await;
+        let planned = rowen_raft::sim::blocking(move || plan(&view, &spec)).await;
         Ok(Response::new(
             planned.map_err(|error| Status::internal(format!("the planner failed: {error}")))?,
         ))
@@ -95,7 +95,7 @@ impl v1::job_service_server::JobService for JobApi {
         let view = self.0.read().await?;
         let text = request.into_inner().id;
         let job = self.find(&view, &text)?;
-        let explained = tokio::task::spawn_blocking(move || why(&view, &job)).await;
+        let explained = rowen_raft::sim::blocking(move || why(&view, &job)).await;
         Ok(Response::new(
             explained.map_err(|error| Status::internal(format!("the planner failed: {error}")))?,
         ))
@@ -134,7 +134,7 @@ impl v1::job_service_server::JobService for JobApi {
         let id = self.find(&*self.0.read().await?, &request.into_inner().id)?.id;
         let server = self.0.clone();
         let (sender, receiver) = mpsc::channel(16);
-        tokio::spawn(async move { watch(&server, id, &sender).await });
+        rowen_raft::sim::spawn(async move { watch(&server, id, &sender).await });
         Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
     }
 

@@ -1,0 +1,165 @@
+//! One replica's shell without its sockets: the leader's loop, the agents' sessions and the
+//! services over one [`Replica`]. [`crate::serve`] puts gRPC around it; chaos runs it as it is.
+
+use std::sync::Arc;
+
+use futures::Stream;
+use rowen_api::v1::{
+    self, AgentMessage, ServerMessage, cluster_service_server::ClusterService,
+    filler_service_server::FillerService, job_service_server::JobService,
+    node_service_server::NodeService, replica_service_server::ReplicaService,
+};
+use rowen_raft::{Replica, sim};
+use rowen_state::Cluster;
+use tokio::{
+    sync::{mpsc, watch},
+    task::JoinHandle,
+};
+use tonic::{Request, Status};
+
+use crate::{
+    agents::Sessions,
+    auth::{Principal, Role},
+    clock::Clock,
+    config::Config,
+    leader::{self, Renewal},
+    machine::{Feed, Machine},
+    peers::{PeerCalls, Peers},
+    server::Server,
+    services,
+};
+
+/// See the module.
+pub struct Shell {
+    pub(crate) server: Arc<Server>,
+    pub(crate) renewals: mpsc::Sender<Renewal>,
+    pub(crate) leading: JoinHandle<()>,
+}
+
+impl Shell {
+    pub(crate) fn start(config: Config, replica: Replica, feed: Feed, peers: Peers) -> Shell {
+        let (renewals, received) = mpsc::channel(leader::RENEWALS);
+        let server = Arc::new(Server {
+            checkpoints: feed.checkpoints.clone(),
+            stopped: watch::channel(None).0,
+            config,
+            replica,
+            feed,
+            clock: Clock::default(),
+            sessions: Sessions::default(),
+            peers,
+        });
+        let leading = sim::spawn(leader::run(server.clone(), received));
+        Shell { server, renewals, leading }
+    }
+
+    /// A replica in a simulated process; `feed` is that of the machine it was opened with.
+    pub fn simulate(
+        config: Config,
+        replica: Replica,
+        feed: SimulatedFeed,
+        peers: Arc<dyn PeerCalls>,
+    ) -> Shell {
+        Shell::start(config, replica, feed.0, Peers::Simulated(peers))
+    }
+
+    /// Takes an agent's stream; what it is sent arrives at the receiver.
+    pub fn attach(
+        &self,
+        incoming: impl Stream<Item = Result<AgentMessage, Status>> + Send + Unpin + 'static,
+    ) -> mpsc::Receiver<Result<ServerMessage, Status>> {
+        services::attach(self.server.clone(), self.renewals.clone(), incoming)
+    }
+
+    /// A request as the authorization point hands it on, of an operator on this machine.
+    pub fn authorized<T>(message: T) -> Request<T> {
+        let mut request = Request::new(message);
+        let principal = Principal { name: "operator".into(), role: Role::Operator };
+        request.extensions_mut().insert(principal);
+        request
+    }
+
+    /// `JobService`.
+    pub fn jobs(&self) -> impl JobService + use<> {
+        services::jobs(&self.server)
+    }
+
+    /// `FillerService`.
+    pub fn fillers(&self) -> impl FillerService + use<> {
+        services::fillers(&self.server)
+    }
+
+    /// `NodeService`.
+    pub fn nodes(&self) -> impl NodeService + use<> {
+        services::nodes(&self.server)
+    }
+
+    /// `ClusterService`.
+    pub fn cluster(&self) -> impl ClusterService + use<> {
+        services::cluster(&self.server)
+    }
+
+    /// `FabricService`.
+    pub fn fabric(&self) -> impl v1::fabric_service_server::FabricService + use<> {
+        services::fabric(&self.server)
+    }
+
+    /// `ReplicaService`.
+    pub fn peers(&self) -> impl ReplicaService + use<> {
+        services::replica(&self.server)
+    }
+
+    /// The state as this replica last saw it.
+    pub fn view(&self) -> Arc<Cluster> {
+        self.server.view()
+    }
+
+    /// The replica under it.
+    pub fn replica(&self) -> &Replica {
+        &self.server.replica
+    }
+
+    /// Why it stopped itself, if it did: its disk failed, or consensus did, or it was quarantined.
+    pub fn stopped(&self) -> Option<String> {
+        let own = self.server.stopped.borrow().clone();
+        own.or_else(|| self.server.replica.failed().borrow().clone())
+    }
+}
+
+/// What a shell sees of its state machine.
+#[derive(Clone, Debug)]
+pub struct SimulatedFeed(Feed);
+
+/// The production state machine, to be watched by a world.
+pub struct SimulatedMachine(Machine);
+
+impl SimulatedMachine {
+    /// An empty state.
+    pub fn new() -> (SimulatedMachine, SimulatedFeed) {
+        let (machine, feed) = Machine::new();
+        (SimulatedMachine(machine), SimulatedFeed(feed))
+    }
+
+    /// What is true after the last applied entry.
+    pub fn cluster(&self) -> &Cluster {
+        self.0.cluster()
+    }
+}
+
+impl rowen_raft::StateMachine for SimulatedMachine {
+    fn apply(&mut self, index: u64, entry: &[u8]) -> rowen_raft::Applied {
+        self.0.apply(index, entry)
+    }
+
+    fn applied(&mut self, index: u64) {
+        self.0.applied(index);
+    }
+
+    fn snapshot(&self) -> Box<dyn FnOnce() -> Vec<u8> + Send> {
+        self.0.snapshot()
+    }
+
+    fn restore(&mut self, index: u64, snapshot: &[u8]) -> Result<(), String> {
+        self.0.restore(index, snapshot)
+    }
+}
