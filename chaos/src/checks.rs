@@ -7,7 +7,12 @@ use rowen_server::{Core, desired_tasks};
 use rowen_state::{Cluster, Command, FillerState, JobSpec, JobState};
 use rowen_topology::Level;
 
-use crate::{leader::job_of, setup, world::World};
+use crate::{
+    invariant::{Finding, Invariant},
+    leader::job_of,
+    setup,
+    world::World,
+};
 
 /// Whether there is nothing left to do.
 pub(crate) fn at_rest(world: &World) -> bool {
@@ -36,16 +41,19 @@ pub(crate) fn unrest(world: &mut World) {
     what.extend(
         world.operations.iter().filter(|o| o.answer.is_none()).map(|o| format!("{:?}", o.command)),
     );
-    world.context.finding(format!("no rest: {}", what.join("; ")));
+    world.context.finding(Invariant::Converges, format!("no rest: {}", what.join("; ")));
 }
 
 /// Everything that can be said of a world at rest.
 pub(crate) fn at_end(world: &mut World) {
-    let mut findings = diverging(world);
+    let mut findings: Vec<Finding> =
+        diverging(world).into_iter().map(|what| Finding::new(Invariant::Converges, what)).collect();
+    world.context.checked.add(Invariant::Converges, 1);
     jobs_are_as_they_should_be(world, &mut findings);
     nothing_acknowledged_is_lost(world, &mut findings);
     replay(world, &mut findings);
-    findings.into_iter().for_each(|finding| world.context.finding(finding));
+    let found = findings.into_iter();
+    found.for_each(|found| world.context.finding(found.invariant, found.what));
 }
 
 /// Machines on which not exactly that runs which should run there.
@@ -66,43 +74,51 @@ pub(crate) fn diverging(world: &World) -> Vec<String> {
 }
 
 /// A job fails only if its own program does or its time is over.
-fn jobs_are_as_they_should_be(world: &World, findings: &mut Vec<String>) {
+fn jobs_are_as_they_should_be(world: &World, findings: &mut Vec<Finding>) {
     for (id, job) in world.control.core.cluster().jobs().iter() {
         let own_fault = setup::fails(id.0) || job.spec.time_limit_ms > 0;
         if job.state == JobState::Failed && !own_fault {
-            findings.push(format!("failed without a fault of its own: job {id}: {}", job.reason));
+            let what = format!("failed without a fault of its own: job {id}: {}", job.reason);
+            findings.push(Finding::new(Invariant::NothingLost, what));
         }
         if job.state == JobState::Completed && setup::fails(id.0) {
-            findings.push(format!("completed although its program fails: job {id}"));
+            let what = format!("completed although its program fails: job {id}");
+            findings.push(Finding::new(Invariant::AllOrNone, what));
         }
         if job.state == JobState::Queued && job.reason.is_empty() {
-            findings.push(format!("job {id} waits without a reason"));
+            let what = format!("job {id} waits without a reason");
+            findings.push(Finding::new(Invariant::Converges, what));
         }
     }
 }
 
 /// Every acknowledged submission is there once, every acknowledged cancel holds.
-fn nothing_acknowledged_is_lost(world: &World, findings: &mut Vec<String>) {
+fn nothing_acknowledged_is_lost(world: &mut World, findings: &mut Vec<Finding>) {
     let cluster = world.control.core.cluster();
     let mut names = BTreeSet::new();
+    world.context.checked.add(Invariant::Once, cluster.jobs().len() as u64);
     for (id, job) in cluster.jobs().iter() {
         if !names.insert(job.spec.name.clone()) {
-            findings.push(format!("submitted twice: job {id} is {} again", job.spec.name));
+            let what = format!("submitted twice: job {id} is {} again", job.spec.name);
+            findings.push(Finding::new(Invariant::Once, what));
         }
     }
     for operation in &world.operations {
         let Some(answer) = &operation.answer else { continue };
+        world.context.checked.add(Invariant::NothingLost, 1);
         match &operation.command {
             Command::SubmitJob(spec) => {
                 let job = job_of(answer).and_then(|id| cluster.jobs().get(id));
                 if job.is_none_or(|job| job.spec.name != spec.name) {
-                    findings.push(format!("lost: {} was answered {answer:?}", spec.name));
+                    let what = format!("lost: {} was answered {answer:?}", spec.name);
+                    findings.push(Finding::new(Invariant::NothingLost, what));
                 }
             }
             Command::CancelJob(id) if answer.is_ok() => {
                 let state = cluster.jobs().get(*id).map(|job| job.state);
                 if state != Some(JobState::Cancelled) {
-                    findings.push(format!("job {id} was cancelled and is {state:?}"));
+                    let what = format!("job {id} was cancelled and is {state:?}");
+                    findings.push(Finding::new(Invariant::NothingLost, what));
                 }
             }
             _ => {}
@@ -111,25 +127,30 @@ fn nothing_acknowledged_is_lost(world: &World, findings: &mut Vec<String>) {
 }
 
 /// The log from the beginning, and from the last snapshot on, gives this very state.
-fn replay(world: &World, findings: &mut Vec<String>) {
+fn replay(world: &mut World, findings: &mut Vec<Finding>) {
     let hash = world.control.core.cluster().state_hash();
+    world.context.checked.add(Invariant::SameHash, 1);
     let mut replayed = Core::default();
     for (index, entry) in &world.control.entries {
         replayed.apply_entry(*index, entry);
     }
     if replayed.cluster().state_hash() != hash {
-        findings.push("the log replayed gives another state".into());
+        let what = "the log replayed gives another state";
+        findings.push(Finding::new(Invariant::SameHash, what));
     }
     let Some((taken, bytes)) = &world.control.snapshot else { return };
+    world.context.checked.add(Invariant::SnapshotReplays, 1);
     let mut resumed = Core::default();
     if let Err(error) = resumed.restore(bytes) {
-        return findings.push(format!("a snapshot cannot be read: {error}"));
+        let what = format!("a snapshot cannot be read: {error}");
+        return findings.push(Finding::new(Invariant::SnapshotReplays, what));
     }
     for (index, entry) in &world.control.entries[*taken..] {
         resumed.apply_entry(*index, entry);
     }
     if resumed.cluster().state_hash() != hash {
-        findings.push("a snapshot and the log after it give another state".into());
+        let what = "a snapshot and the log after it give another state";
+        findings.push(Finding::new(Invariant::SnapshotReplays, what));
     }
 }
 

@@ -5,7 +5,12 @@ use std::{collections::VecDeque, fmt::Arguments};
 
 use rowen_sim::Events;
 
-use crate::{journal::Journal, message::Event, rng::Rng};
+use crate::{
+    invariant::{Checked, Finding, Invariant},
+    journal::Journal,
+    message::Event,
+    rng::Rng,
+};
 
 /// Lines of the trace kept to be shown with a finding.
 const TAIL: usize = 60;
@@ -19,7 +24,8 @@ pub(crate) struct Context {
     pub(crate) rng: Rng,
     pub(crate) events: Events<Event>,
     pub(crate) journal: Journal,
-    pub(crate) findings: Vec<String>,
+    pub(crate) findings: Vec<Finding>,
+    pub(crate) checked: Checked,
     pub(crate) tail: VecDeque<String>,
     digest: u64,
 }
@@ -33,6 +39,7 @@ impl Context {
             events: Events::default(),
             journal: Journal::default(),
             findings: Vec::new(),
+            checked: Checked::default(),
             tail: VecDeque::new(),
             digest: 0xcbf2_9ce4_8422_2325,
         }
@@ -57,10 +64,19 @@ impl Context {
     }
 
     /// An invariant does not hold.
-    pub(crate) fn finding(&mut self, what: String) {
-        self.note(format_args!("FOUND {what}"));
+    pub(crate) fn finding(&mut self, invariant: Invariant, what: impl Into<String>) {
+        let finding = Finding::new(invariant, what);
+        self.note(format_args!("FOUND {finding}"));
         if self.findings.len() < FINDINGS {
-            self.findings.push(what);
+            self.findings.push(finding);
+        }
+    }
+
+    /// An invariant was checked; it holds unless something was found.
+    pub(crate) fn check(&mut self, invariant: Invariant, found: Option<String>) {
+        self.checked.add(invariant, 1);
+        if let Some(what) = found {
+            self.finding(invariant, what);
         }
     }
 

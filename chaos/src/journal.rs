@@ -1,12 +1,15 @@
 //! The devices' own account: which task's processes live on which GPU, in
 //! physical time. Kept apart from everything that is under test.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use rowen_agent::core::{Epoch, TaskKey};
 use rowen_state::{GpuMask, JobId, Owner};
 
-use crate::message::MachineAt;
+use crate::{
+    invariant::{Finding, Invariant},
+    message::MachineAt,
+};
 
 /// See the module.
 #[derive(Debug, Default)]
@@ -14,6 +17,8 @@ pub(crate) struct Journal {
     living: BTreeMap<(MachineAt, u32), TaskKey>,
     last_epoch: BTreeMap<(MachineAt, u32), Epoch>,
     attempts: BTreeMap<JobId, Attempt>,
+    /// Tasks that had processes once, and have none any more: none may begin again.
+    ended: BTreeSet<(MachineAt, TaskKey)>,
     /// Workers of an attempt that ran as long as they wanted to.
     done: BTreeMap<(JobId, u32), u32>,
     /// Processes started.
@@ -34,33 +39,40 @@ impl Journal {
         gpus: GpuMask,
         key: TaskKey,
         owner: Owner,
-    ) -> Option<String> {
+    ) -> Vec<Finding> {
         self.launches += 1;
-        let mut wrong = None;
+        let mut wrong = Vec::new();
+        if self.ended.contains(&(machine, key)) {
+            let what = format!("ended and began again: {key:?} on machine {machine}");
+            wrong.push(Finding::new(Invariant::EndedStays, what));
+        }
         for gpu in gpus.iter() {
             let at = (machine, gpu);
             if let Some(other) = self.living.insert(at, key) {
-                wrong = Some(format!(
+                let what = format!(
                     "two owners at once: GPU {gpu} of machine {machine} has {other:?} and {key:?}"
-                ));
+                );
+                wrong.push(Finding::new(Invariant::OneOwner, what.clone()));
+                // The newer one starts while the older one's processes live.
+                wrong.push(Finding::new(Invariant::LastOwnerGone, what));
             }
             let last = self.last_epoch.entry(at).or_default();
             if key.epoch < *last {
-                wrong = Some(format!(
+                let what = format!(
                     "an epoch fell: GPU {gpu} of machine {machine} had {last:?}, now {key:?}"
-                ));
+                );
+                wrong.push(Finding::new(Invariant::EpochsRise, what));
             }
-            *last = key.epoch;
+            *last = key.epoch.max(*last);
         }
         if let Owner::Gang { job, attempt } = owner {
             let known = self.attempts.entry(job).or_insert(Attempt { number: attempt, living: 0 });
             if known.living == 0 {
                 known.number = attempt;
             } else if known.number != attempt {
-                wrong = Some(format!(
-                    "two attempts at once: job {job} runs {} and {attempt}",
-                    known.number
-                ));
+                let what =
+                    format!("two attempts at once: job {job} runs {} and {attempt}", known.number);
+                wrong.push(Finding::new(Invariant::NotTooEarly, what));
             }
             known.living += 1;
         }
@@ -76,6 +88,7 @@ impl Journal {
         owner: Owner,
         done: bool,
     ) {
+        self.ended.insert((machine, key));
         for gpu in gpus.iter() {
             if self.living.get(&(machine, gpu)) == Some(&key) {
                 self.living.remove(&(machine, gpu));
@@ -109,6 +122,10 @@ mod tests {
         TaskKey { allocation, rank: 0, epoch }
     }
 
+    fn invariants(findings: &[Finding]) -> Vec<Invariant> {
+        findings.iter().map(|finding| finding.invariant).collect()
+    }
+
     fn gang(attempt: u32) -> Owner {
         Owner::Gang { job: JobId(1), attempt }
     }
@@ -117,21 +134,23 @@ mod tests {
     fn a_gpu_has_one_owner_at_a_time() {
         let mut journal = Journal::default();
         let filler = Owner::Instance { filler: rowen_state::FillerId(1), number: 1 };
-        assert_eq!(journal.begin(0, GpuMask::first(4), key(1), filler), None);
-        let wrong = journal.begin(0, GpuMask::one(3), key(2), filler).unwrap();
-        assert!(wrong.starts_with("two owners at once"), "{wrong}");
+        assert_eq!(journal.begin(0, GpuMask::first(4), key(1), filler), []);
+        let wrong = journal.begin(0, GpuMask::one(3), key(2), filler);
+        assert_eq!(invariants(&wrong), [Invariant::OneOwner, Invariant::LastOwnerGone]);
     }
 
     #[test]
     fn epochs_rise_and_attempts_follow_each_other() {
         let mut journal = Journal::default();
-        assert_eq!(journal.begin(0, GpuMask::one(0), key(5), gang(1)), None);
-        let wrong = journal.begin(1, GpuMask::one(0), key(6), gang(2)).unwrap();
-        assert!(wrong.starts_with("two attempts at once"), "{wrong}");
+        assert_eq!(journal.begin(0, GpuMask::one(0), key(5), gang(1)), []);
+        let wrong = journal.begin(1, GpuMask::one(0), key(6), gang(2));
+        assert_eq!(invariants(&wrong), [Invariant::NotTooEarly]);
         journal.end(0, GpuMask::one(0), key(5), gang(1), true);
         journal.end(1, GpuMask::one(0), key(6), gang(2), false);
         assert_eq!(journal.done(JobId(1), 1), 1);
-        let wrong = journal.begin(0, GpuMask::one(0), key(4), gang(2)).unwrap();
-        assert!(wrong.starts_with("an epoch fell"), "{wrong}");
+        let wrong = journal.begin(0, GpuMask::one(0), key(4), gang(2));
+        assert_eq!(invariants(&wrong), [Invariant::EpochsRise]);
+        let wrong = journal.begin(1, GpuMask::one(0), key(6), gang(2));
+        assert_eq!(invariants(&wrong), [Invariant::EndedStays]);
     }
 }

@@ -12,6 +12,8 @@ use rowen_state::{
 };
 
 use crate::{
+    history::Answer,
+    invariant::Invariant,
     message::{DesiredTask, Event, Fate, MachineAt, Proposal, Then, ToAgent, ToLeader},
     setup::Timing,
     world::World,
@@ -19,6 +21,17 @@ use crate::{
 
 /// What an agent says of a task whose shim ended it because no leader was heard.
 pub(crate) const LEASE_RAN_OUT: &str = "the node lease ran out";
+/// What `Cluster::verify` looks at after each entry, and the checks beside it.
+const VERIFIED: [Invariant; 7] = [
+    Invariant::OneAllocation,
+    Invariant::NotTooEarly,
+    Invariant::AllOrNone,
+    Invariant::EndedStays,
+    Invariant::Notice,
+    Invariant::TimeAddsUp,
+    Invariant::SnapshotReplays,
+];
+
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct Control {
@@ -191,7 +204,7 @@ impl World {
                 let then = Then::Reported { machine, session, seq };
                 let proposal = self.proposal("agent", None, Command::Report(tasks), then);
                 if self.context.rng.chance(3) && !self.healed {
-                    self.count("duplicated report");
+                    self.count("duplicated report", Some(machine));
                     let twice = Event::Propose { term, proposal: Box::new(proposal.clone()) };
                     self.context.later(in_ms + 300, twice);
                 }
@@ -210,7 +223,8 @@ impl World {
         tasks: Vec<TaskReport>,
     ) {
         if term > self.control.term {
-            self.context.finding(format!("machine {machine} has seen term {term} of the future"));
+            let what = format!("machine {machine} has seen term {term} of the future");
+            self.context.finding(Invariant::EpochsRise, what);
         }
         let node = self.machines[machine].node;
         let welcome = ToAgent::Welcome { term: self.control.term };
@@ -336,6 +350,9 @@ impl World {
                 self.send_down(machine, session, ToAgent::ReportAck { seq });
             }
             Then::Answered { operation } if fate == Fate::Committed => {
+                let answer = Answer::from(&step.answer);
+                let (call, now_ms) = (self.operations[operation].call, self.context.now_ms);
+                self.history.returned(call, now_ms, answer, index);
                 self.answered(operation, step.answer);
             }
             Then::Nothing | Then::Reported { .. } | Then::Answered { .. } => {}
@@ -395,8 +412,12 @@ impl World {
     fn check_commit(&mut self, index: u64) {
         let World { control, context, machines, .. } = self;
         let cluster = control.core.cluster();
+        for invariant in VERIFIED {
+            context.checked.add(invariant, 1);
+        }
         for violation in cluster.verify() {
-            context.finding(format!("verify: {violation}"));
+            let invariant = Invariant::of_verify(violation.invariant);
+            context.finding(invariant, format!("verify: {violation}"));
         }
         for allocation in cluster.allocations().values().filter(|a| a.epoch.index == index) {
             for task in &allocation.tasks {
@@ -405,35 +426,37 @@ impl World {
                 let node = cluster.nodes().get(task.node).expect("the fabric stays");
                 let sick = task.gpus.without(node.mask(|slot| slot.healthy));
                 if !node.schedulable() || !sick.is_empty() {
-                    context.finding(format!(
+                    let what = format!(
                         "bound where nothing may go: allocation {} at #{index} on {} ({:?}, {:?}, sick {sick:?})",
                         allocation.id, node.name, node.liveness, node.duty
-                    ));
+                    );
+                    context.finding(Invariant::NothingLost, what);
                 }
                 if let Some(other) = context.journal.living_on(machine, task.gpus) {
-                    context.finding(format!(
+                    let what = format!(
                         "bound too early: allocation {} at #{index} has GPUs of machine {machine} where {other:?} still runs",
                         allocation.id
-                    ));
+                    );
+                    context.finding(Invariant::NotTooEarly, what);
                 }
             }
         }
         for (id, job) in cluster.jobs().iter() {
             let ended = control.ended.get(&id).copied();
             if ended.is_some_and(|ended| ended != job.state) {
-                context.finding(format!(
-                    "ended is not ended: job {id} was {ended:?}, now {:?}",
-                    job.state
-                ));
+                let what =
+                    format!("ended is not ended: job {id} was {ended:?}, now {:?}", job.state);
+                context.finding(Invariant::EndedStays, what);
             }
             if job.state.ended() && ended.is_none() {
                 control.ended.insert(id, job.state);
                 let ran = context.journal.done(id, job.attempt);
                 if job.state == JobState::Completed && ran != job.spec.workers {
-                    context.finding(format!(
+                    let what = format!(
                         "completed unfinished: job {id}: {ran} of {} workers ran to their end",
                         job.spec.workers
-                    ));
+                    );
+                    context.finding(Invariant::AllOrNone, what);
                 }
             }
         }

@@ -11,6 +11,7 @@ use rowen_state::{AllocationId, Epoch, GpuMask, NodeId, Owner, TaskPhase, TaskRe
 
 use crate::{
     context::Context,
+    invariant::Invariant,
     leader::LEASE_RAN_OUT,
     message::{DesiredTask, Event, MachineAt, ToAgent, ToLeader},
     setup::{Life, Timing},
@@ -331,7 +332,11 @@ impl Machine {
             shim.dies_at_ms = now_ms.saturating_add(shim.life.runs_ms);
             let wrong = context.journal.begin(self.at, shim.gpus, key, shim.owner);
             context.note(format_args!("m{} runs {} rank {}", self.at, key.allocation, key.rank));
-            wrong.into_iter().for_each(|wrong| context.finding(wrong));
+            context.checked.add(Invariant::OneOwner, 1);
+            context.checked.add(Invariant::LastOwnerGone, 1);
+            context.checked.add(Invariant::EpochsRise, 1);
+            context.checked.add(Invariant::EndedStays, 1);
+            wrong.into_iter().for_each(|wrong| context.finding(wrong.invariant, wrong.what));
             self.tell_agent(key, context);
         }
         let shim = self.shims.get_mut(&key).expect("looked up above");

@@ -7,6 +7,10 @@
 
 mod checks;
 mod context;
+mod coverage;
+mod draws;
+mod history;
+mod invariant;
 mod journal;
 mod leader;
 mod machine;
@@ -20,7 +24,11 @@ use std::{io::Write as _, ops::Range, process::ExitCode, time::Instant};
 
 use clap::{Parser, Subcommand};
 
-use crate::{report::Summary, world::Outcome};
+use crate::{
+    invariant::{Finding, Invariant},
+    report::Summary,
+    world::{Options, Outcome},
+};
 
 #[derive(Debug, Parser)]
 #[command(name = "chaos", about = "Breaks Rowen on purpose, from a seed.")]
@@ -77,10 +85,12 @@ fn main() -> anyhow::Result<ExitCode> {
 
 /// An assertion of the code under test is a finding like any other: the next seeds still run.
 fn run(seed: u64) -> Outcome {
-    std::panic::catch_unwind(|| world::run(seed)).unwrap_or_else(|panic| {
+    let options = Options { seed, ..Options::default() };
+    std::panic::catch_unwind(|| world::run(&options)).unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<String>().map(String::as_str);
         let what = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
-        Outcome { seed, findings: vec![format!("panicked: {what}")], ..Outcome::default() }
+        let finding = Finding::new(Invariant::of_panic(what), format!("panicked: {what}"));
+        Outcome { seed, findings: vec![finding], ..Outcome::default() }
     })
 }
 
@@ -89,10 +99,9 @@ fn run_twice(seed: u64) -> Outcome {
     let mut first = run(seed);
     let second = run(seed);
     if (first.digest, first.state_hash) != (second.digest, second.state_hash) {
-        first.findings.push(format!(
-            "not repeatable: trace {:016x} and {:016x}",
-            first.digest, second.digest
-        ));
+        let what =
+            format!("not repeatable: trace {:016x} and {:016x}", first.digest, second.digest);
+        first.findings.push(Finding::new(Invariant::Repeatable, what));
     }
     first
 }
@@ -113,14 +122,14 @@ mod tests {
     fn seeds_hold_and_repeat() {
         for seed in 0..6 {
             let outcome = run_twice(seed);
-            assert_eq!(outcome.findings, Vec::<String>::new(), "seed {seed}: {:#?}", outcome.tail);
+            assert_eq!(outcome.findings, [], "seed {seed}: {:#?}", outcome.tail);
             assert!(outcome.entries > 50 && outcome.launches > 0, "{outcome:?}");
         }
     }
 
     #[test]
     fn seeds_differ() {
-        assert_ne!(world::run(1).digest, world::run(2).digest);
+        assert_ne!(run(1).digest, run(2).digest);
     }
 
     #[test]

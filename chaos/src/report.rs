@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fmt::Write as _, time::Duration};
 
 use rowen_sim::Report;
 
-use crate::world::Outcome;
+use crate::world::{Coverage, Outcome};
 
 /// Sums over seeds.
 #[derive(Debug, Default)]
@@ -16,7 +16,7 @@ pub(crate) struct Summary {
     entries: u64,
     launches: u64,
     digest: u64,
-    faults: BTreeMap<&'static str, u64>,
+    faults: Coverage,
     failed: Vec<Outcome>,
 }
 
@@ -24,12 +24,12 @@ impl Summary {
     pub(crate) fn add(&mut self, outcome: Outcome) {
         self.seeds += 1;
         self.simulated_ms += outcome.simulated_ms;
-        self.operations += outcome.operations;
+        self.operations += outcome.history.operations.len() as u64;
         self.entries += outcome.entries;
         self.launches += outcome.launches;
         self.digest = self.digest.rotate_left(5) ^ outcome.digest;
         for (fault, count) in &outcome.faults {
-            *self.faults.entry(fault).or_default() += count;
+            *self.faults.entry(*fault).or_default() += count;
         }
         if !outcome.findings.is_empty() {
             self.failed.push(outcome);
@@ -73,13 +73,13 @@ impl Summary {
             ("entries applied and verified", self.entries),
             ("tasks launched", self.launches),
         ];
-        let faults = self.faults.iter().map(|(fault, count)| (*fault, *count));
-        for (name, count) in rows.into_iter().chain(faults) {
+        for (name, count) in rows {
             let _ = writeln!(text, "{count:>10}  {name}");
         }
         let speedup = self.simulated_ms as f64 / 1_000.0 / wall.as_secs_f64().max(0.001);
         let _ = writeln!(text, "{:>10}  simulated seconds a second", speedup.round());
         let _ = writeln!(text, "{:>10}  seeds failed", self.failed.len());
+        text += &crate::coverage::table(&self.faults);
         let _ = writeln!(text, "digest {:016x}", self.digest);
         text
     }

@@ -1,7 +1,7 @@
 //! One world: its seed draws the cluster, the workload and the faults; then
 //! faults end, and everything must come to rest.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use rowen_state::{
     Command, Duty, FillerId, GpuMask, JobId, JobState, NodeId, Refusal, Reply, RequestId,
@@ -10,9 +10,14 @@ use rowen_state::{
 use crate::{
     checks,
     context::Context,
+    coverage,
+    draws::{Draw, Drawn, Draws},
+    history::{History, Op},
+    invariant::{Checked, Finding, Invariant},
     leader::Control,
     machine::Machine,
     message::{Event, MachineAt, Then},
+    rng::Rng,
     setup::{self, Timing},
 };
 
@@ -31,7 +36,9 @@ pub(crate) struct World {
     pub(crate) machines: Vec<Machine>,
     pub(crate) control: Control,
     pub(crate) operations: Vec<Operation>,
-    pub(crate) faults: BTreeMap<&'static str, u64>,
+    pub(crate) history: History,
+    pub(crate) draws: Draws,
+    pub(crate) faults: Coverage,
     /// Faults are over.
     pub(crate) healed: bool,
     jobs: usize,
@@ -41,9 +48,22 @@ pub(crate) struct World {
 /// Something a client wants, until it hears that it is so.
 #[derive(Debug)]
 pub(crate) struct Operation {
+    /// In the history.
+    pub(crate) call: usize,
     pub(crate) command: Command,
     pub(crate) answer: Option<Result<Reply, Refusal>>,
 }
+
+/// What to run.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Options {
+    pub(crate) seed: u64,
+    /// Draws to leave out.
+    pub(crate) drop: BTreeSet<Draw>,
+}
+
+/// How often which fault fell into which phase.
+pub(crate) type Coverage = BTreeMap<(&'static str, &'static str), u64>;
 
 /// What a run gave.
 #[derive(Clone, Debug, Default)]
@@ -52,18 +72,21 @@ pub(crate) struct Outcome {
     pub(crate) simulated_ms: u64,
     pub(crate) digest: u64,
     pub(crate) state_hash: u128,
-    pub(crate) findings: Vec<String>,
+    pub(crate) findings: Vec<Finding>,
+    pub(crate) checked: Checked,
     /// The last lines of the trace before the first finding, or of all.
     pub(crate) tail: Vec<String>,
-    pub(crate) faults: BTreeMap<&'static str, u64>,
-    pub(crate) operations: u64,
+    pub(crate) faults: Coverage,
+    pub(crate) history: History,
+    /// Draws that happened.
+    pub(crate) draws: Vec<Draw>,
     pub(crate) entries: u64,
     pub(crate) launches: u64,
 }
 
 /// Runs the world of a seed to its end, or to its first finding.
-pub(crate) fn run(seed: u64) -> Outcome {
-    let mut world = World::new(seed);
+pub(crate) fn run(options: &Options) -> Outcome {
+    let mut world = World::new(options);
     let began_ms = world.context.now_ms;
     let faults_ms = world.context.rng.between(120_000, 600_000);
     world.context.later(faults_ms, Event::Heal);
@@ -90,22 +113,24 @@ pub(crate) fn run(seed: u64) -> Outcome {
         checks::at_end(&mut world);
     }
     Outcome {
-        seed,
+        seed: options.seed,
         simulated_ms: world.context.now_ms - began_ms,
         digest: world.context.digest(),
         state_hash: world.control.core.cluster().state_hash(),
         tail: world.context.tail.iter().cloned().collect(),
         findings: world.context.findings,
+        checked: world.context.checked,
         faults: world.faults,
-        operations: world.operations.len() as u64,
+        history: world.history,
+        draws: world.draws.happened(),
         entries: world.control.entries.len() as u64,
         launches: world.context.journal.launches,
     }
 }
 
 impl World {
-    fn new(seed: u64) -> World {
-        let mut context = Context::new(seed);
+    fn new(options: &Options) -> World {
+        let mut context = Context::new(options.seed);
         let timing = Timing::draw(&mut context.rng);
         let fabric = setup::fabric(&mut context.rng);
         let control = Control::new(&timing);
@@ -115,7 +140,9 @@ impl World {
             machines: Vec::new(),
             control,
             operations: Vec::new(),
-            faults: BTreeMap::new(),
+            history: History::default(),
+            draws: Draws::new(options.seed, options.drop.clone()),
+            faults: Coverage::new(),
             healed: false,
             jobs: 0,
             sessions: 0,
@@ -214,7 +241,7 @@ impl World {
     fn stale_proposal(&mut self, proposal: crate::message::Proposal) {
         match proposal.then {
             Then::Planned => {
-                self.count("stale plan");
+                self.count("stale plan", None);
                 self.propose("planner", None, proposal.command, Then::Nothing);
             }
             _ => self.not_committed(proposal.then),
@@ -226,15 +253,55 @@ impl World {
         if self.healed {
             return;
         }
-        let in_ms = self.context.rng.between(100, 9_000);
+        let (_, mut rng, on) = self.draws.next(Drawn::Operation);
+        let in_ms = rng.between(100, 9_000);
         self.context.later(in_ms, Event::Operate);
-        let Some(command) = self.draw_command() else { return };
+        if !on {
+            return;
+        }
+        if rng.chance(40) {
+            self.read(&mut rng);
+        }
+        let Some(command) = self.draw_command(&mut rng) else { return };
         self.begin(command);
     }
 
     fn begin(&mut self, command: Command) {
-        self.operations.push(Operation { command, answer: None });
+        let op = Op::of(&command).expect("clients ask nothing else");
+        let client = self.operations.len() as u64;
+        let call = self.history.called(client, op, self.context.now_ms);
+        self.operations.push(Operation { call, command, answer: None });
         self.ask(self.operations.len() - 1);
+    }
+
+    /// A client looks at something. What it sees is the state of some moment between call and return.
+    fn read(&mut self, rng: &mut Rng) {
+        let Some(op) = self.draw_read(rng) else { return };
+        if !self.control.leading {
+            return;
+        }
+        let seen = op.look(self.control.core.cluster()).expect("a read");
+        let (called_ms, returned_ms) = (self.context.now_ms, self.context.now_ms);
+        let call = self.history.called(u64::MAX, op, called_ms);
+        let index = self.control.core.cluster().applied();
+        self.history.returned(call, returned_ms, seen, index);
+    }
+
+    fn draw_read(&mut self, rng: &mut Rng) -> Option<Op> {
+        let cluster = self.control.core.cluster();
+        let jobs: Vec<JobId> = cluster.jobs().iter().map(|(id, _)| id).collect();
+        let fillers = cluster.fillers().values().map(|filler| filler.spec.name.clone());
+        let fillers: Vec<String> = fillers.collect();
+        let machine = &self.machines[rng.between(0, self.machines.len() as u64 - 1) as usize];
+        Some(match rng.between(0, 9) {
+            0..=3 => Op::ReadJob { job: rng.pick(&jobs)? },
+            4 | 5 => Op::ReadFiller { name: rng.pick(&fillers)? },
+            6 | 7 => Op::ReadNode { node: machine.node },
+            _ => {
+                let gpu = rng.between(0, u64::from(machine.gpus) - 1) as u32;
+                Op::ReadGpu { node: machine.node, gpu }
+            }
+        })
     }
 
     /// Asks, and goes on asking until there is an answer: with one request id.
@@ -251,7 +318,7 @@ impl World {
             Then::Answered { operation },
         );
         if self.context.rng.chance(5) && !self.healed {
-            self.count("duplicated request");
+            self.count("duplicated request", None);
             self.propose("operator", Some(request), command, Then::Answered { operation });
         }
         self.context.later(RETRY_MS, Event::Retry { operation });
@@ -261,7 +328,7 @@ impl World {
         let known = &mut self.operations[operation].answer;
         if known.as_ref().is_some_and(|known| *known != answer) {
             let what = format!("asked twice, answered {known:?} and {answer:?}");
-            return self.context.finding(what);
+            return self.context.finding(Invariant::Once, what);
         }
         let first = known.replace(answer).is_none();
         // A drain whose request was lost may reach the log after the faults ended.
@@ -275,8 +342,7 @@ impl World {
         }
     }
 
-    fn draw_command(&mut self) -> Option<Command> {
-        let rng = &mut self.context.rng;
+    fn draw_command(&mut self, rng: &mut Rng) -> Option<Command> {
         let cluster = self.control.core.cluster();
         let jobs = cluster.jobs().values();
         let live: Vec<JobId> = jobs.filter(|job| !job.state.ended()).map(|job| job.id).collect();
@@ -305,20 +371,24 @@ impl World {
         if self.healed {
             return;
         }
-        let in_ms = self.context.rng.between(500, 20_000);
+        let (_, mut rng, on) = self.draws.next(Drawn::Fault);
+        let in_ms = rng.between(500, 20_000);
         self.context.later(in_ms, Event::Fault);
-        let machine = self.context.rng.between(0, self.machines.len() as u64 - 1) as usize;
-        match self.context.rng.between(0, 9) {
-            0 | 1 => self.kill_agent(machine),
-            2 => self.reboot(machine),
-            3..=5 => self.cut(machine),
+        if !on {
+            return;
+        }
+        let machine = rng.between(0, self.machines.len() as u64 - 1) as usize;
+        match rng.between(0, 9) {
+            0 | 1 => self.kill_agent(machine, &mut rng),
+            2 => self.reboot(machine, &mut rng),
+            3..=5 => self.cut(machine, &mut rng),
             6 | 7 => {
-                self.count("leader change");
+                self.count("leader change", None);
                 self.depose();
             }
             8 => self.restore(),
             _ => {
-                self.count("broken stream");
+                self.count("broken stream", Some(machine));
                 let session = self.machines[machine].agent.as_ref().and_then(|a| a.session);
                 if let Some(session) = session {
                     self.machines[machine].hangup(session, &mut self.context);
@@ -327,50 +397,52 @@ impl World {
         }
     }
 
-    fn kill_agent(&mut self, machine: MachineAt) {
-        self.count("killed agent");
+    fn kill_agent(&mut self, machine: MachineAt, rng: &mut Rng) {
+        self.count("killed agent", Some(machine));
         self.context.note(format_args!("m{machine}: the agent is killed"));
         self.machines[machine].kill_agent();
-        let long = self.context.rng.chance(30);
-        let in_ms = self.context.rng.between(50, if long { 90_000 } else { 2_000 });
+        let long = rng.chance(30);
+        let in_ms = rng.between(50, if long { 90_000 } else { 2_000 });
         self.context.later(in_ms, Event::StartAgent { machine });
     }
 
-    fn reboot(&mut self, machine: MachineAt) {
+    fn reboot(&mut self, machine: MachineAt, rng: &mut Rng) {
         if !self.machines[machine].powered {
             return;
         }
-        self.count("rebooted machine");
+        self.count("rebooted machine", Some(machine));
         self.context.note(format_args!("m{machine}: the power fails"));
         self.machines[machine].power_off(&mut self.context);
-        let in_ms = self.context.rng.between(3_000, 60_000);
+        let in_ms = rng.between(3_000, 60_000);
         self.context.later(in_ms, Event::PowerOn { machine });
     }
 
-    fn cut(&mut self, machine: MachineAt) {
-        self.count("cut link");
+    fn cut(&mut self, machine: MachineAt, rng: &mut Rng) {
+        self.count("cut link", Some(machine));
         let link = &mut self.machines[machine].link;
-        match self.context.rng.between(0, 2) {
+        match rng.between(0, 2) {
             0 => link.up = false,
             1 => link.down = false,
             _ => (link.up, link.down) = (false, false),
         }
         self.context.note(format_args!("m{machine}: the link is cut"));
-        let long = self.context.rng.chance(40);
-        let in_ms = self.context.rng.between(100, if long { 90_000 } else { 8_000 });
+        let long = rng.chance(40);
+        let in_ms = rng.between(100, if long { 90_000 } else { 8_000 });
         self.context.later(in_ms, Event::Mend { machine });
     }
 
     /// The replica goes on from its own snapshot.
     fn restore(&mut self) {
-        self.count("restored snapshot");
+        self.count("restored snapshot", None);
         let hash = self.control.core.cluster().state_hash();
         let bytes = self.control.core.cluster().to_snapshot().expect("a small state");
         if let Err(error) = self.control.core.restore(&bytes) {
-            return self.context.finding(format!("a snapshot cannot be read: {error}"));
+            let what = format!("a snapshot cannot be read: {error}");
+            return self.context.finding(Invariant::SnapshotReplays, what);
         }
         if self.control.core.cluster().state_hash() != hash {
-            self.context.finding("a restored state has another hash".into());
+            let what = "a restored state has another hash";
+            self.context.finding(Invariant::SnapshotReplays, what);
         }
         self.control.snapshot = Some((self.control.entries.len(), bytes));
     }
@@ -393,8 +465,11 @@ impl World {
         }
     }
 
-    pub(crate) fn count(&mut self, fault: &'static str) {
-        *self.faults.entry(fault).or_default() += 1;
+    /// A fault falls into a phase: what its machine is at, or the control plane.
+    pub(crate) fn count(&mut self, fault: &'static str, machine: Option<MachineAt>) {
+        let node = machine.map(|machine| self.machines[machine].node);
+        let phase = coverage::phase(self.control.core.cluster(), node);
+        *self.faults.entry((fault, phase)).or_default() += 1;
     }
 
     /// Jobs that have not ended.
