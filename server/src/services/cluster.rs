@@ -117,7 +117,7 @@ impl v1::cluster_service_server::ClusterService for ClusterApi {
         let view = self.0.read().await?;
         let replica = self.0.replica.clone();
         let (sender, receiver) = mpsc::channel(4);
-        rowen_raft::sim::blocking(move || {
+        tokio::task::spawn_blocking(move || {
             let send = |chunk: Vec<u8>| {
                 sender
                     .blocking_send(Ok(v1::BackupChunk { data: chunk }))
