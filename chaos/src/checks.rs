@@ -8,8 +8,9 @@ use rowen_state::{Cluster, Command, FillerState, JobSpec, JobState};
 use rowen_topology::Level;
 
 use crate::{
+    clients::Operation,
+    control::job_of,
     invariant::{Finding, Invariant},
-    leader::job_of,
     setup,
     world::World,
 };
@@ -18,8 +19,8 @@ use crate::{
 pub(crate) fn at_rest(world: &World) -> bool {
     let cluster = world.control.core.cluster();
     world.healed
-        && world.control.leading
-        && world.operations.iter().all(|operation| operation.answer.is_some())
+        && world.operations.iter().all(Operation::is_over)
+        && world.group.converged().is_ok()
         && world.unended().all(|(id, state)| {
             state == JobState::Queued
                 && !fits(cluster, &cluster.jobs().get(id).expect("listed").spec)
@@ -38,9 +39,8 @@ pub(crate) fn unrest(world: &mut World) {
         }
     }
     what.extend(unfilled(cluster));
-    what.extend(
-        world.operations.iter().filter(|o| o.answer.is_none()).map(|o| format!("{:?}", o.command)),
-    );
+    what.extend(world.operations.iter().filter(|o| !o.is_over()).map(|o| format!("{:?}", o.want)));
+    what.extend(world.group.converged().err());
     world.context.finding(Invariant::Converges, format!("no rest: {}", what.join("; ")));
 }
 
@@ -106,7 +106,8 @@ fn nothing_acknowledged_is_lost(world: &mut World, findings: &mut Vec<Finding>) 
     for operation in &world.operations {
         let Some(answer) = &operation.answer else { continue };
         world.context.checked.add(Invariant::NothingLost, 1);
-        match &operation.command {
+        let Some(command) = operation.command() else { continue };
+        match command {
             Command::SubmitJob(spec) => {
                 let job = job_of(answer).and_then(|id| cluster.jobs().get(id));
                 if job.is_none_or(|job| job.spec.name != spec.name) {
@@ -138,19 +139,19 @@ fn replay(world: &mut World, findings: &mut Vec<Finding>) {
         let what = "the log replayed gives another state";
         findings.push(Finding::new(Invariant::SameHash, what));
     }
-    let Some((taken, bytes)) = &world.control.snapshot else { return };
     world.context.checked.add(Invariant::SnapshotReplays, 1);
-    let mut resumed = Core::default();
-    if let Err(error) = resumed.restore(bytes) {
-        let what = format!("a snapshot cannot be read: {error}");
-        return findings.push(Finding::new(Invariant::SnapshotReplays, what));
-    }
-    for (index, entry) in &world.control.entries[*taken..] {
-        resumed.apply_entry(*index, entry);
-    }
-    if resumed.cluster().state_hash() != hash {
-        let what = "a snapshot and the log after it give another state";
-        findings.push(Finding::new(Invariant::SnapshotReplays, what));
+    let bytes = world.control.core.cluster().to_snapshot().expect("a small state");
+    let mut restored = Core::default();
+    match restored.restore(&bytes) {
+        Ok(()) if restored.cluster().state_hash() == hash => {}
+        Ok(()) => {
+            let what = "a snapshot gives another state";
+            findings.push(Finding::new(Invariant::SnapshotReplays, what));
+        }
+        Err(error) => {
+            let what = format!("a snapshot cannot be read: {error}");
+            findings.push(Finding::new(Invariant::SnapshotReplays, what));
+        }
     }
 }
 

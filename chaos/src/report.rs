@@ -1,7 +1,7 @@
 //! What a range of seeds showed: a table for people, figures for machines, and
 //! the command that replays a seed that failed.
 
-use std::{collections::BTreeMap, fmt::Write as _, time::Duration};
+use std::{fmt::Write as _, time::Duration};
 
 use rowen_sim::Report;
 

@@ -4,11 +4,16 @@ use std::time::Duration;
 
 use anyhow::Context;
 use rowen_raft::Replica;
-use tokio::{net::TcpListener, sync::watch};
+use tokio::net::TcpListener;
 use tonic::transport::server::TcpIncoming;
 
 use crate::{
-    auth::Authorization, config::Config, members, peers::Peers, services, setup, shell::Shell,
+    auth::Authorization,
+    config::Config,
+    members,
+    peers::Peers,
+    services, setup,
+    shell::{Shell, failure},
 };
 
 /// Serves `config` until `shutdown` resolves. An error means that the replica could
@@ -70,16 +75,5 @@ async fn hand_over(replica: &Replica) {
     if replica.transfer_leadership(to).await.is_ok() {
         let gone = leadership.wait_for(|state| !state.is_leader);
         let _ = tokio::time::timeout(Duration::from_secs(1), gone).await;
-    }
-}
-
-async fn failure(failed: &mut watch::Receiver<Option<String>>) -> String {
-    loop {
-        if let Some(why) = failed.borrow_and_update().clone() {
-            return why;
-        }
-        if failed.changed().await.is_err() {
-            return "consensus ended".into();
-        }
     }
 }

@@ -10,7 +10,7 @@ use rowen_api::v1::{
     node_service_server::NodeService, replica_service_server::ReplicaService,
 };
 use rowen_raft::{Replica, sim};
-use rowen_state::Cluster;
+use rowen_state::{Cluster, Command, Reply, RequestId};
 use tokio::{
     sync::{mpsc, watch},
     task::JoinHandle,
@@ -74,8 +74,7 @@ impl Shell {
     /// A request as the authorization point hands it on, of an operator on this machine.
     pub fn authorized<T>(message: T) -> Request<T> {
         let mut request = Request::new(message);
-        let principal = Principal { name: "operator".into(), role: Role::Operator };
-        request.extensions_mut().insert(principal);
+        request.extensions_mut().insert(operator());
         request
     }
 
@@ -109,6 +108,32 @@ impl Shell {
         services::replica(&self.server)
     }
 
+    /// Puts an operator's command into the log and waits until it is applied here.
+    pub async fn propose(
+        &self,
+        request: RequestId,
+        command: Command,
+    ) -> Result<(u64, Reply), Status> {
+        let done = self.server.propose(&operator(), Some(request), command).await?;
+        Ok((done.index, done.reply))
+    }
+
+    /// The state, at least as new as everything acknowledged before this call.
+    pub async fn read(&self) -> Result<Arc<Cluster>, Status> {
+        self.server.read().await
+    }
+
+    /// Resolves when it has stopped itself, with why: its disk failed, or consensus did, or its
+    /// state differs from the others'.
+    pub async fn ended(&self) -> String {
+        let mut own = self.server.stopped.subscribe();
+        let mut failed = self.server.replica.failed();
+        tokio::select! {
+            why = failure(&mut own) => why,
+            why = failure(&mut failed) => why,
+        }
+    }
+
     /// The state as this replica last saw it.
     pub fn view(&self) -> Arc<Cluster> {
         self.server.view()
@@ -118,11 +143,21 @@ impl Shell {
     pub fn replica(&self) -> &Replica {
         &self.server.replica
     }
+}
 
-    /// Why it stopped itself, if it did: its disk failed, or consensus did, or it was quarantined.
-    pub fn stopped(&self) -> Option<String> {
-        let own = self.server.stopped.borrow().clone();
-        own.or_else(|| self.server.replica.failed().borrow().clone())
+fn operator() -> Principal {
+    Principal { name: "operator".into(), role: Role::Operator }
+}
+
+/// Waits for why.
+pub(crate) async fn failure(failed: &mut watch::Receiver<Option<String>>) -> String {
+    loop {
+        if let Some(why) = failed.borrow_and_update().clone() {
+            return why;
+        }
+        if failed.changed().await.is_err() {
+            return "consensus ended".into();
+        }
     }
 }
 
