@@ -4,13 +4,15 @@
 use std::collections::BTreeSet;
 
 use rowen_server::{Core, desired_tasks};
-use rowen_state::{Cluster, Command, FillerState, JobSpec, JobState};
+use rowen_state::{AllocationId, Cluster, Command, FillerState, JobSpec, JobState};
 use rowen_topology::Level;
 
 use crate::{
     clients::Operation,
     control::job_of,
     invariant::{Finding, Invariant},
+    linear::{self, Verdict},
+    message::Killed,
     setup,
     world::World,
 };
@@ -52,6 +54,8 @@ pub(crate) fn at_end(world: &mut World) {
     jobs_are_as_they_should_be(world, &mut findings);
     nothing_acknowledged_is_lost(world, &mut findings);
     replay(world, &mut findings);
+    linearizable(world, &mut findings);
+    bounded(world, &mut findings);
     let found = findings.into_iter();
     found.for_each(|found| world.context.finding(found.invariant, found.what));
 }
@@ -125,6 +129,49 @@ fn nothing_acknowledged_is_lost(world: &mut World, findings: &mut Vec<Finding>) 
             _ => {}
         }
     }
+}
+
+/// Whoever is killed had its notice, from the moment its end was decided or its machine's lease over.
+pub(crate) fn notice(world: &mut World, killed: Killed) {
+    let Killed { machine, key, had_notice } = killed;
+    let allocation = world.control.core.cluster().allocations().get(AllocationId(key.allocation));
+    let since_stop = allocation.and_then(|allocation| {
+        let stop = allocation.stop?;
+        // In true time: the state's clock is the leaders' word.
+        let since_ms = world.control.stopped_ms.get(&allocation.id)?;
+        let now_ms = world.context.now_ms;
+        let (notice_ms, slack_ms) = (allocation.notice_ms, 200 + allocation.notice_ms / 500);
+        Some((now_ms + slack_ms >= since_ms + notice_ms, stop.reason, notice_ms))
+    });
+    let fine = had_notice || since_stop.is_some_and(|(fine, ..)| fine);
+    let what = format!("killed without its notice: {key:?} on machine {machine}: {since_stop:?}");
+    world.context.check(Invariant::Notice, (!fine).then_some(what));
+}
+
+/// Agents forget what is over and known.
+fn bounded(world: &mut World, findings: &mut Vec<Finding>) {
+    for machine in &world.machines {
+        world.context.checked.add(Invariant::Bounded, 1);
+        let leftovers = machine.leftovers();
+        if leftovers > 0 {
+            let what = format!("machine {}: its agent keeps {leftovers} ended tasks", machine.at);
+            findings.push(Finding::new(Invariant::Bounded, what));
+        }
+    }
+}
+
+/// What clients asked and were answered has an order that explains it.
+fn linearizable(world: &mut World, findings: &mut Vec<Finding>) {
+    let (verdict, stats) = linear::check(&world.history, linear::BUDGET);
+    world.context.checked.add(Invariant::Linearizable, stats.parts);
+    let what = match verdict {
+        Verdict::Ok => return,
+        Verdict::Violation(violation) => violation.to_string(),
+        Verdict::Unknown { part, operations } => {
+            format!("unknown: {part} with {operations} operations takes too long")
+        }
+    };
+    findings.push(Finding::new(Invariant::Linearizable, what));
 }
 
 /// The log from the beginning, and from the last snapshot on, gives this very state.

@@ -35,7 +35,7 @@ pub(crate) struct Operation {
 /// See [`Operation`].
 #[derive(Clone, Debug)]
 pub(crate) enum Want {
-    Write(Command),
+    Write(Box<Command>),
     /// Asked once; a read that was lost stays open.
     Read(Op),
 }
@@ -100,7 +100,7 @@ impl World {
     }
 
     pub(crate) fn begin(&mut self, command: Command) {
-        self.want(Want::Write(command));
+        self.want(Want::Write(Box::new(command)));
     }
 
     fn want(&mut self, want: Want) {
@@ -147,10 +147,12 @@ impl World {
         let want = self.operations[operation].want.clone();
         process.spawn(async move {
             let told = match want {
-                Want::Write(command) => match shell.propose(request_id(operation), command).await {
-                    Ok((index, reply)) => Told::Done { reply, index },
-                    Err(status) => failed(&status),
-                },
+                Want::Write(command) => {
+                    match shell.propose(request_id(operation), *command).await {
+                        Ok((index, reply)) => Told::Done { reply, index },
+                        Err(status) => failed(&status),
+                    }
+                }
                 Want::Read(op) => match shell.read().await {
                     Ok(view) => {
                         let answer = op.look(&view).expect("it reads");

@@ -8,8 +8,9 @@ use rowen_sim::Events;
 use crate::{
     invariant::{Checked, Finding, Invariant},
     journal::Journal,
-    message::Event,
+    message::{Event, Killed},
     rng::Rng,
+    timeline::{Lane, Timeline},
 };
 
 /// Lines of the trace kept to be shown with a finding.
@@ -29,8 +30,11 @@ pub(crate) struct Context {
     pub(crate) rng: Rng,
     pub(crate) events: Events<Event>,
     pub(crate) journal: Journal,
+    /// Tasks killed since the world last looked.
+    pub(crate) killed: Vec<Killed>,
     pub(crate) findings: Vec<Finding>,
     pub(crate) checked: Checked,
+    pub(crate) timeline: Timeline,
     pub(crate) tail: VecDeque<String>,
     digest: u64,
 }
@@ -43,8 +47,10 @@ impl Context {
             rng: Rng::new(seed),
             events: Events::default(),
             journal: Journal::default(),
+            killed: Vec::new(),
             findings: Vec::new(),
             checked: Checked::default(),
+            timeline: Timeline::default(),
             tail: VecDeque::new(),
             digest: 0xcbf2_9ce4_8422_2325,
         }
@@ -72,6 +78,7 @@ impl Context {
     pub(crate) fn finding(&mut self, invariant: Invariant, what: impl Into<String>) {
         let finding = Finding::new(invariant, what);
         self.note(format_args!("FOUND {finding}"));
+        self.timeline.mark(Lane::Control, finding.to_string(), self.now_ms);
         if self.findings.len() < FINDINGS {
             self.findings.push(finding);
         }

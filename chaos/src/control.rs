@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use rowen_server::Core;
-use rowen_state::{Command, Entry, JobId, JobState, Reply, RequestId};
+use rowen_state::{AllocationId, Command, Entry, JobId, JobState, Reply, RequestId};
 
 use crate::{
     invariant::Invariant,
@@ -33,6 +33,8 @@ pub(crate) struct Control {
     /// Where each client's request is in the log, the first time.
     requests: BTreeMap<RequestId, u64>,
     ended: BTreeMap<JobId, JobState>,
+    /// When, in true time, the log first said that an allocation is to end.
+    pub(crate) stopped_ms: BTreeMap<AllocationId, u64>,
 }
 
 impl Control {
@@ -62,7 +64,15 @@ impl World {
                 self.control.requests.entry(request.clone()).or_insert(index);
             }
             self.control.entries.push((index, entry));
+            self.note_stops();
             self.check_commit(index);
+        }
+    }
+
+    fn note_stops(&mut self) {
+        let Control { core, stopped_ms, .. } = &mut self.control;
+        for allocation in core.cluster().allocations().values().filter(|a| a.stop.is_some()) {
+            stopped_ms.entry(allocation.id).or_insert(self.context.now_ms);
         }
     }
 

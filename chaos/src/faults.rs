@@ -16,6 +16,7 @@ use crate::{
     message::{Event, MachineAt, ReplicaAt},
     net::Host,
     rng::Rng,
+    timeline::Lane,
     world::World,
 };
 
@@ -44,8 +45,9 @@ impl World {
             // GPUs: XID, ECC, fallen off the bus.
             0..=399 => self.sicken(machine, rng),
             // Software.
-            400..=549 => self.kill_agent(machine, rng),
-            550..=649 => self.freeze_agent(machine, rng),
+            400..=549 => self.kill_agent(machine, "killed agent", rng),
+            550..=609 => self.freeze_agent(machine, rng),
+            610..=649 => self.freeze_machine(machine, rng),
             650..=699 => {
                 self.count("broken stream", Some(machine));
                 let session = self.machines[machine].agent.as_ref().and_then(|a| a.session);
@@ -86,8 +88,8 @@ impl World {
         }
     }
 
-    fn kill_agent(&mut self, machine: MachineAt, rng: &mut Rng) {
-        self.count("killed agent", Some(machine));
+    pub(crate) fn kill_agent(&mut self, machine: MachineAt, fault: &'static str, rng: &mut Rng) {
+        self.count(fault, Some(machine));
         self.context.note(format_args!("m{machine}: the agent is killed"));
         self.machines[machine].kill_agent(&mut self.context);
         let long = rng.chance(30);
@@ -102,6 +104,17 @@ impl World {
         let for_ms = rng.between(200, if long { 90_000 } else { 5_000 });
         self.machines[machine].frozen_until_ms = self.context.now_ms + for_ms;
         self.context.note(format_args!("m{machine}: the agent is frozen for {for_ms} ms"));
+    }
+
+    /// SIGSTOP of everything, or a suspended virtual machine: its clock goes on.
+    fn freeze_machine(&mut self, machine: MachineAt, rng: &mut Rng) {
+        self.count("frozen machine", Some(machine));
+        let for_ms =
+            if rng.chance(50) { rng.between(5_000, 60_000) } else { rng.between(50, 5_000) };
+        self.context.note(format_args!("m{machine} is frozen for {for_ms} ms"));
+        let (now_ms, until_ms) = (self.context.now_ms, self.context.now_ms + for_ms);
+        self.machines[machine].freeze(until_ms, &mut self.context);
+        self.context.timeline.span(Lane::Frozen(machine), "frozen", now_ms, until_ms);
     }
 
     fn reboot(&mut self, machine: MachineAt, rng: &mut Rng) {

@@ -22,6 +22,9 @@ use crate::{
     truth::{Truth, Watched},
 };
 
+/// Entries that a follower may not have applied yet: time goes into the log all the while.
+const ON_THE_WAY: u64 = 8;
+
 /// Unix time when a world begins.
 pub(crate) const WALL_MS: u64 = 1_700_000_000_000;
 
@@ -64,7 +67,7 @@ impl Group {
     }
 
     /// A machine with an empty disk, for a replica of that id.
-    pub(crate) fn seat(&mut self, id: u64, rng: &mut Rng) -> ReplicaAt {
+    pub(crate) fn seat(&mut self, id: u64, now_ms: u64, rng: &mut Rng) -> ReplicaAt {
         let half_ppm = self.timing.drift_ppm * 9 / 20;
         let drift_ppm = rng.between(0, 2 * half_ppm) as i64 - half_ppm as i64;
         let boot_ms = rng.between(1_000, 100_000_000);
@@ -72,7 +75,7 @@ impl Group {
             id,
             addr: address(self.seats.len()),
             disk: SimDisk::new(rng.next()),
-            clock: MachineClock::new(boot_ms, WALL_MS, drift_ppm),
+            clock: MachineClock::new(boot_ms, WALL_MS + now_ms, drift_ppm),
             process: None,
             shell: None,
             life: 0,
@@ -173,7 +176,7 @@ impl Group {
         self.seats.iter().position(|seat| seat.addr == addr)
     }
 
-    /// Every running replica follows one leader and has applied all there is.
+    /// Every running replica follows one leader and has applied what there was a moment ago.
     pub(crate) fn converged(&self) -> Result<(), String> {
         let Some((leader, _)) = self.leader() else { return Err("nobody leads".into()) };
         let term = leader.replica().metrics().term;
@@ -183,7 +186,8 @@ impl Group {
             let seat = &self.seats[at];
             let Some(shell) = &seat.shell else { return Err(format!("replica {at} is down")) };
             let metrics = shell.replica().metrics();
-            if metrics.term != term || metrics.applied.unwrap_or(0) < last || metrics.recovering {
+            let behind = metrics.applied.unwrap_or(0) + ON_THE_WAY < last;
+            if metrics.term != term || behind || metrics.recovering {
                 return Err(format!("replica {at} is behind #{last} of term {term}: {metrics:?}"));
             }
             let status = members.iter().find(|status| status.member.id.0 == seat.id);

@@ -21,6 +21,8 @@ pub(crate) struct Journal {
     ended: BTreeSet<(MachineAt, TaskKey)>,
     /// Workers of an attempt that ran as long as they wanted to.
     done: BTreeMap<(JobId, u32), u32>,
+    /// Tasks whose machine was suspended with them: they may still live when another attempt runs.
+    pub(crate) excused: BTreeSet<(MachineAt, TaskKey)>,
     /// Processes started.
     pub(crate) launches: u64,
 }
@@ -95,16 +97,30 @@ impl Journal {
             }
         }
         if let Owner::Gang { job, attempt } = owner {
-            if let Some(known) = self.attempts.get_mut(&job) {
+            let excused = self.excused.remove(&(machine, key));
+            if let Some(known) = self.attempts.get_mut(&job).filter(|_| !excused) {
                 known.living -= 1;
             }
             *self.done.entry((job, attempt)).or_default() += u32::from(done);
         }
     }
 
-    /// Whose processes live on one of these GPUs.
+    /// A machine is suspended with these tasks on it: nobody can end them in time.
+    pub(crate) fn excuse(&mut self, machine: MachineAt, key: TaskKey, owner: Owner) {
+        if !self.excused.insert((machine, key)) {
+            return;
+        }
+        if let Owner::Gang { job, .. } = owner
+            && let Some(known) = self.attempts.get_mut(&job)
+        {
+            known.living -= 1;
+        }
+    }
+
+    /// Whose processes live on one of these GPUs, but for those that are excused.
     pub(crate) fn living_on(&self, machine: MachineAt, gpus: GpuMask) -> Option<TaskKey> {
-        gpus.iter().find_map(|gpu| self.living.get(&(machine, gpu)).copied())
+        let living = gpus.iter().filter_map(|gpu| self.living.get(&(machine, gpu)).copied());
+        living.into_iter().find(|key| !self.excused.contains(&(machine, *key)))
     }
 
     /// Workers of an attempt that ran to their own end.

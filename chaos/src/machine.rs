@@ -13,8 +13,9 @@ use crate::{
     context::Context,
     control::LEASE_RAN_OUT,
     invariant::Invariant,
-    message::{DesiredTask, Event, MachineAt, ToAgent, ToLeader},
+    message::{DesiredTask, Event, Killed, MachineAt, ToAgent, ToLeader},
     setup::{Life, Timing},
+    timeline::Lane,
 };
 
 /// The agent looks at its clock this often.
@@ -24,6 +25,8 @@ const RESEND_MS: u64 = 1_000;
 /// As the agent's stream has them.
 const SILENT_HEARTBEATS: u64 = 4;
 const CONNECT_MS: u64 = 2_000;
+/// Roundings, and what a shim's own clock is late by.
+const SLACK_MS: u64 = 200;
 /// A shim looks at the node lease this often.
 const LEASE_CHECK_MS: u64 = 100;
 
@@ -40,6 +43,8 @@ pub(crate) struct Machine {
     pub(crate) sick: GpuMask,
     /// Its agent does nothing until then.
     pub(crate) frozen_until_ms: u64,
+    /// Suspended until then: nothing of it moves, but its clock does. 0: it is not.
+    pub(crate) frozen_ms: u64,
     /// Its clock runs so many millionths too fast.
     drift_ppm: i64,
     boot: u32,
@@ -98,6 +103,8 @@ struct Shim {
     dies_at_ms: u64,
     code: i32,
     stop: Option<StopAt>,
+    /// When its end was decided, in true time: its notice counts from there.
+    ordered_ms: u64,
     terminated: bool,
     killed: bool,
     /// The node lease has run out; `lost` once SIGTERM was sent for it: its end is not its own doing.
@@ -117,6 +124,7 @@ impl Machine {
             agent: None,
             sick: GpuMask::default(),
             frozen_until_ms: 0,
+            frozen_ms: 0,
             drift_ppm,
             boot: 1,
             booted_ms: 0,
@@ -145,8 +153,26 @@ impl Machine {
         self.shims.iter().filter(|(_, shim)| !shim.phase.ended()).map(|(key, _)| *key).collect()
     }
 
+    /// Everything on it is stopped; its clock goes on.
+    pub(crate) fn freeze(&mut self, until_ms: u64, context: &mut Context) {
+        self.frozen_ms = self.frozen_ms.max(until_ms);
+        for (key, shim) in self.shims.iter().filter(|(_, shim)| shim.phase == Phase::Running) {
+            context.journal.excuse(self.at, *key, shim.owner);
+        }
+    }
+
+    /// What its agent remembers and nobody needs any more.
+    pub(crate) fn leftovers(&self) -> usize {
+        let Some(agent) = &self.agent else { return 0 };
+        let over = agent.core.tasks().iter().filter(|(key, task)| {
+            !task.lives() && self.disk.acked.contains(key) && !agent.told.contains_key(key)
+        });
+        over.count()
+    }
+
     /// kill -9 of the agent; its shims go on.
     pub(crate) fn kill_agent(&mut self, context: &mut Context) {
+        context.timeline.end(Lane::Agent(self.at), context.now_ms);
         if let Some(session) = self.agent.take().and_then(|agent| agent.session) {
             self.close(session, context);
         }
@@ -169,6 +195,8 @@ impl Machine {
     pub(crate) fn power_off(&mut self, context: &mut Context) {
         self.powered = false;
         self.kill_agent(context);
+        self.frozen_ms = 0;
+        self.frozen_until_ms = 0;
         let keys: Vec<TaskKey> = self.living().into_iter().collect();
         for key in keys {
             self.exit(key, 137, context);
@@ -193,6 +221,7 @@ impl Machine {
         let tasks = self.shims.iter().map(|(key, shim)| (*key, found(shim))).collect();
         let mut core = Core::new(self.disk.fence.clone(), tasks, self.disk.lease_ms);
         self.disk.acked.iter().for_each(|key| core.acknowledged(*key));
+        context.timeline.begin(Lane::Agent(self.at), "agent".into(), context.now_ms);
         self.agent = Some(Agent {
             life: self.lives,
             session: None,
@@ -350,6 +379,7 @@ impl Machine {
                 dies_at_ms: u64::MAX,
                 code: life.code,
                 stop: None,
+                ordered_ms: u64::MAX,
                 terminated: false,
                 killed: false,
                 losing: false,
@@ -361,8 +391,9 @@ impl Machine {
     }
 
     fn stop(&mut self, key: TaskKey, stop: StopAt, timing: &Timing, context: &mut Context) {
+        let term_ms = self.true_ms(stop.term_at_ms);
         if let Some(shim) = self.shims.get_mut(&key) {
-            order(shim, stop);
+            order(shim, stop, context.now_ms.min(term_ms));
             self.shim(key, timing, context);
         }
     }
@@ -372,6 +403,7 @@ impl Machine {
         let now_ms = context.now_ms;
         let local_ms = self.local_ms(now_ms);
         let lease_ms = self.disk.lease_ms;
+        let over_ms = self.true_ms(lease_ms);
         let Some(shim) = self.shims.get_mut(&key) else { return };
         if shim.phase.ended() {
             return;
@@ -389,6 +421,7 @@ impl Machine {
             shim.dies_at_ms = now_ms.saturating_add(shim.life.runs_ms);
             let wrong = context.journal.begin(self.at, shim.gpus, key, shim.owner);
             context.note(format_args!("m{} runs {} rank {}", self.at, key.allocation, key.rank));
+            context.timeline.runs(self.at, shim.gpus, shim.owner, now_ms);
             context.checked.add(Invariant::OneOwner, 1);
             context.checked.add(Invariant::LastOwnerGone, 1);
             context.checked.add(Invariant::EpochsRise, 1);
@@ -405,9 +438,15 @@ impl Machine {
             shim.losing = true;
             let reason = LEASE_RAN_OUT.to_owned();
             let kill_at_ms = lease_ms + shim.notice_ms;
-            order(shim, StopAt { term_at_ms: lease_ms, kill_at_ms, reason });
+            order(shim, StopAt { term_at_ms: lease_ms, kill_at_ms, reason }, now_ms.min(over_ms));
         }
+        let was_killed = shim.killed;
         advance(shim, local_ms, now_ms, timing, context);
+        if shim.killed && !was_killed {
+            let slack_ms = SLACK_MS + shim.notice_ms / 500;
+            let had_notice = now_ms + slack_ms >= shim.ordered_ms + shim.notice_ms;
+            context.killed.push(Killed { machine: self.at, key, had_notice });
+        }
         self.wake_again(key, context);
     }
 
@@ -450,10 +489,14 @@ impl Machine {
         };
         if started {
             context.journal.end(self.at, shim.gpus, key, shim.owner, done);
+            context.timeline.ended(self.at, shim.gpus, context.now_ms);
         }
         context
             .note(format_args!("m{} ended {} rank {}: {code}", self.at, key.allocation, key.rank));
         self.tell_agent(key, context);
+        if context.rng.chance(4) {
+            context.later(0, Event::Crash { machine: self.at });
+        }
     }
 
     fn tell_agent(&mut self, key: TaskKey, context: &mut Context) {
@@ -558,7 +601,8 @@ fn advance(shim: &mut Shim, local_ms: u64, now_ms: u64, timing: &Timing, context
 }
 
 /// A stop, or an earlier time for the one in force.
-fn order(shim: &mut Shim, stop: StopAt) {
+fn order(shim: &mut Shim, stop: StopAt, decided_ms: u64) {
+    shim.ordered_ms = shim.ordered_ms.min(decided_ms);
     shim.stop = Some(match shim.stop.take() {
         None => stop,
         Some(known) => StopAt {

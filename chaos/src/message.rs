@@ -54,6 +54,15 @@ pub(crate) struct DesiredTask {
     pub(crate) stop: Option<(u64, u64)>,
 }
 
+/// A task was sent SIGKILL.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Killed {
+    pub(crate) machine: MachineAt,
+    pub(crate) key: TaskKey,
+    /// It had its whole notice since its machine heard of its end, or since its lease was over.
+    pub(crate) had_notice: bool,
+}
+
 /// What happens in a world. A `life` counts the starts of an agent or a replica, so that what was
 /// meant for one that died finds nobody.
 #[derive(Clone, Debug)]
@@ -63,6 +72,10 @@ pub(crate) enum Event {
         machine: MachineAt,
     },
     StartAgent {
+        machine: MachineAt,
+    },
+    /// The agent dies just when one of its tasks has ended.
+    Crash {
         machine: MachineAt,
     },
     Connect {

@@ -1,7 +1,7 @@
 //! Who looks after the replicas: founds the group, starts again what stopped, replaces what its
 //! disk has failed, takes out what is to go. Does nothing that a person or systemd would not do.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use rowen_raft::{Member, ReplicaId};
 use rowen_server::Shell;
@@ -26,7 +26,7 @@ impl World {
         let mut rng = self.own_rng();
         let count = rng.pick(&[3, 3, 3, 5, 5, 7]).expect("not empty");
         for id in 1..=count {
-            self.group.seat(id, &mut rng);
+            self.group.seat(id, self.context.now_ms, &mut rng);
         }
         let members = self
             .group
@@ -149,7 +149,7 @@ impl World {
         }
         let addr = address(self.group.seats.len());
         let mut rng = self.own_rng();
-        let at = self.group.seat(0, &mut rng);
+        let at = self.group.seat(0, self.context.now_ms, &mut rng);
         self.group.seats[at].retired = true; // until it has an id
         self.count(if old.is_some() { "replica replaced" } else { "replica added" }, None);
         self.context.note(format_args!("{addr} is to join in the place of {old:?}"));
@@ -220,7 +220,10 @@ impl World {
     pub(crate) fn check_on_quorum(&mut self, index: u64) {
         let members = self.group.members();
         let active = self.group.active();
-        let settled = members.len() == active.len() && members.iter().all(|status| status.voter);
+        let voters: BTreeSet<u64> =
+            members.iter().filter(|status| status.voter).map(|status| status.member.id.0).collect();
+        let wanted: BTreeSet<u64> = active.iter().map(|at| self.group.seats[*at].id).collect();
+        let settled = voters == wanted && members.len() == voters.len();
         if !settled || self.weakened.is_some() || self.context.rng.between(1, SAMPLED) > 1 {
             return;
         }

@@ -153,7 +153,6 @@ fn from_agent(message: ToLeader, machine: MachineAt, gpus: u32, node: String) ->
                 running: tasks.into_iter().map(report).collect(),
                 folder: format!("{machine}"),
                 said_ms,
-                ..v1::Hello::default()
             })
         }
         ToLeader::Heartbeat { seq, generation } => {

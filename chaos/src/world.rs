@@ -29,6 +29,7 @@ use crate::{
     rng::Rng,
     setup::{self, Timing},
     streams::Streams,
+    timeline::{Lane, Timeline},
     truth::Truth,
 };
 
@@ -93,6 +94,7 @@ pub(crate) struct Outcome {
     pub(crate) tail: Vec<String>,
     pub(crate) faults: Coverage,
     pub(crate) history: History,
+    pub(crate) timeline: Timeline,
     /// Draws that happened.
     pub(crate) draws: Vec<Draw>,
     pub(crate) entries: u64,
@@ -114,7 +116,7 @@ async fn live(options: &Options) -> Outcome {
     let began_ms = world.context.now_ms;
     while world.machines.is_empty() && world.context.findings.is_empty() {
         world.step().await;
-        if world.control.core.cluster().nodes().len() > 0 {
+        if !world.control.core.cluster().nodes().is_empty() {
             world.people();
         } else if world.context.now_ms > began_ms + FOUND_WITHIN_MS {
             checks::unrest(&mut world);
@@ -223,6 +225,7 @@ impl World {
             checked: self.context.checked,
             faults,
             history: self.history,
+            timeline: self.context.timeline.closed(self.context.now_ms),
             draws: self.draws.happened(),
             entries: self.control.entries.len() as u64,
             launches: self.context.journal.launches,
@@ -266,6 +269,13 @@ impl World {
         if let Some(thaw_ms) = self.put_off(&event) {
             return self.context.events.add(thaw_ms, event);
         }
+        self.carry_out(event);
+        for killed in std::mem::take(&mut self.context.killed) {
+            checks::notice(self, killed);
+        }
+    }
+
+    fn carry_out(&mut self, event: Event) {
         let World { machines, context, timing, .. } = self;
         match event {
             Event::PowerOn { machine } => {
@@ -273,6 +283,13 @@ impl World {
                 context.later(500, Event::StartAgent { machine });
             }
             Event::StartAgent { machine } => machines[machine].start_agent(context),
+            Event::Crash { machine } => {
+                if !self.healed && machines[machine].agent.is_some() {
+                    let mut rng = self.context.rng.clone();
+                    self.kill_agent(machine, "agent died at an exit", &mut rng);
+                    self.context.rng = rng;
+                }
+            }
             Event::Connect { machine, life } => {
                 if lives(&machines[machine], life) {
                     self.connect(machine);
@@ -329,8 +346,13 @@ impl World {
         }
     }
 
-    /// What a frozen agent would do or hear waits until it is thawed.
+    /// What a frozen agent would do or hear waits until it is thawed; of a frozen machine likewise
+    /// what its shims would.
     fn put_off(&self, event: &Event) -> Option<u64> {
+        if let Event::StartAgent { machine } | Event::Shim { machine, .. } = event {
+            let thaw_ms = self.machines[*machine].frozen_ms;
+            return (thaw_ms > self.context.now_ms).then_some(thaw_ms);
+        }
         let (Event::Connect { machine, .. }
         | Event::Turn { machine, .. }
         | Event::News { machine, .. }
@@ -339,7 +361,8 @@ impl World {
         else {
             return None;
         };
-        let thaw_ms = self.machines[*machine].frozen_until_ms;
+        let machine = &self.machines[*machine];
+        let thaw_ms = machine.frozen_until_ms.max(machine.frozen_ms);
         (thaw_ms > self.context.now_ms).then_some(thaw_ms)
     }
 
@@ -347,6 +370,7 @@ impl World {
     fn heal(&mut self) {
         self.context.note(format_args!("faults end"));
         self.healed = true;
+        self.context.timeline.mark(Lane::Control, "faults end".into(), self.context.now_ms);
         for machine in 0..self.machines.len() {
             self.context.later(1, Event::Mend { machine });
             self.machines[machine].frozen_until_ms = 0;
@@ -363,6 +387,8 @@ impl World {
     pub(crate) fn count(&mut self, fault: &'static str, machine: Option<MachineAt>) {
         let node = machine.map(|machine| self.machines[machine].node);
         let phase = coverage::phase(self.control.core.cluster(), node);
+        let lane = machine.map_or(Lane::Control, Lane::Agent);
+        self.context.timeline.mark(lane, fault.into(), self.context.now_ms);
         *self.faults.entry((fault, phase)).or_default() += 1;
     }
 }

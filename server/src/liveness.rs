@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 
+use rowen_planted::{Bug, planted};
 use rowen_state::{Cluster, Command, Liveness, NodeId};
 
 /// What the silence of a node is measured by.
@@ -20,6 +21,9 @@ pub struct Margins {
 impl Margins {
     /// (node lease + notice + kill time) × (1 + drift), rounded up: DESIGN.md, rule 3.
     pub fn until_lost_ms(&self, notice_ms: u64) -> u64 {
+        if planted(Bug::NoMargin) {
+            return self.node_lease_ms;
+        }
         let nominal_ms = self.node_lease_ms + notice_ms + self.kill_ms;
         nominal_ms + (nominal_ms * self.drift_ppm).div_ceil(1_000_000)
     }

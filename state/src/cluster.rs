@@ -3,6 +3,7 @@
 use std::{cmp::Reverse, collections::BTreeMap, sync::Arc};
 
 use imbl::{OrdMap, OrdSet};
+use rowen_planted::{Bug, planted};
 use rowen_topology::{FabricRecord, FlatIndex, NodePos};
 use serde::Serialize;
 use xxhash_rust::xxh3::xxh3_128;
@@ -346,7 +347,8 @@ impl Cluster {
             let node = self.nodes.get_mut(task.node).expect("a place was checked");
             for ordinal in task.gpus.iter() {
                 let slot = &mut node.gpus[ordinal as usize];
-                assert!(slot.owner.is_none(), "GPU {ordinal} of {} has an owner", node.name);
+                let free = slot.owner.is_none() || planted(Bug::SkipRecheck);
+                assert!(free, "GPU {ordinal} of {} has an owner", node.name);
                 slot.owner = Some(id);
                 slot.held = None;
                 slot.meter.switch(now_ms, class);
@@ -370,11 +372,13 @@ impl Cluster {
         let node = self.nodes.get_mut(node_id).expect("a node with an owner stays");
         for ordinal in gpus.iter() {
             let slot = &mut node.gpus[ordinal as usize];
-            assert_eq!(slot.owner, Some(id), "GPU {ordinal} of {} changed hands", node.name);
+            let own = slot.owner == Some(id) || planted(Bug::SkipRecheck);
+            assert!(own, "GPU {ordinal} of {} changed hands", node.name);
             slot.owner = None;
         }
         node.meter_unowned(now_ms);
-        let gpu_ms = (now_ms - bound_ms) * u64::from(gpus.count());
+        let times = if planted(Bug::UsageTwice) { 2 } else { 1 };
+        let gpu_ms = (now_ms - bound_ms) * u64::from(gpus.count()) * times;
         let key = UsageKey { tenant, class: owner.class(), gpu_model: node.gpu_model.clone() };
         self.book(key, gpu_ms);
         match owner {
@@ -414,7 +418,9 @@ impl Cluster {
             Owner::Gang { .. } => 0,
         };
         let allocation = self.allocations.get_mut(id).expect("looked up above");
-        let notice_ms = allocation.notice_ms;
+        let evicted = matches!(reason, StopReason::Evicted { .. });
+        let unnoticed = evicted && planted(Bug::EvictionWithoutNotice);
+        let notice_ms = if unnoticed { 0 } else { allocation.notice_ms };
         allocation.stop = Some(crate::Stop {
             reason,
             since_ms: now_ms,

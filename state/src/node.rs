@@ -1,5 +1,6 @@
 //! A machine with GPUs, and who has each of them.
 
+use rowen_planted::{Bug, planted};
 use rowen_topology::NodeRecord;
 use serde::{Deserialize, Serialize};
 
@@ -129,7 +130,8 @@ impl Node {
         if !self.schedulable() {
             return GpuMask::NONE;
         }
-        self.mask(|slot| slot.healthy && slot.owner.is_none() && slot.held.is_none())
+        let held = |slot: &GpuSlot| slot.held.is_some() && !planted(Bug::HoldIgnored);
+        self.mask(|slot| slot.healthy && slot.owner.is_none() && !held(slot))
     }
 
     /// GPUs of which `wanted` says yes.

@@ -1,6 +1,7 @@
 //! Exactly once: the answers to recent requests, by client.
 
 use imbl::{OrdMap, OrdSet, Vector};
+use rowen_planted::{Bug, planted};
 use serde::{Deserialize, Serialize};
 
 use crate::{Code, Refusal, Reply, RequestId};
@@ -50,6 +51,9 @@ pub(crate) enum Seen {
 impl Requests {
     /// Looks a request up before it is carried out.
     pub(crate) fn look_up(&self, request: &RequestId, now_ms: u64) -> Seen {
+        if planted(Bug::DedupForgets) {
+            return Seen::New;
+        }
         let Some(client) = self.clients.get(&request.client) else {
             return match request.seq {
                 // A client starts at 1: a later number from an unknown one was seen and forgotten.
@@ -114,6 +118,9 @@ impl Requests {
 
     /// For the snapshot.
     pub(crate) fn to_parts(&self) -> (u128, Vec<(String, Client)>) {
+        if planted(Bug::SnapshotMissesRequests) {
+            return (self.digest, Vec::new());
+        }
         (
             self.digest,
             self.clients.iter().map(|(name, client)| (name.clone(), client.clone())).collect(),

@@ -15,25 +15,32 @@ use crate::repo;
 
 /// Flags of the chaos build.
 const RUSTFLAGS: &str = "--cfg tokio_unstable";
+/// The build with bugs planted on purpose has a folder of its own.
+const PLANTED: &str = " --cfg rowen_planted";
 
 /// `cargo xtask chaos ARGS`: ARGS are the binary's own.
 pub(crate) fn run(args: &[String]) -> anyhow::Result<ExitCode> {
     let root = repo::root();
-    let status = build(&root).status().context("cannot run cargo")?;
+    let planted = args.iter().any(|arg| arg == "planted" || arg.starts_with("--plant"));
+    let status = build(&root, planted).status().context("cannot run cargo")?;
     ensure!(status.success(), "the chaos binary does not build");
-    let binary = root.join("target/chaos/release/rowen-chaos");
+    let binary = root.join(folder(planted)).join("release/rowen-chaos");
     let status = Command::new(&binary).args(args).status();
     let status = status.with_context(|| format!("cannot run {}", binary.display()))?;
     Ok(ExitCode::from(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1)))
 }
 
-fn build(root: &Path) -> Command {
+fn folder(planted: bool) -> &'static str {
+    if planted { "target/planted" } else { "target/chaos" }
+}
+
+fn build(root: &Path, planted: bool) -> Command {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo
         .current_dir(root)
         .args(["build", "--quiet", "--release", "--package", "rowen-chaos"])
-        .args(["--target-dir", "target/chaos"])
-        .env("RUSTFLAGS", RUSTFLAGS)
+        .args(["--target-dir", folder(planted)])
+        .env("RUSTFLAGS", format!("{RUSTFLAGS}{}", if planted { PLANTED } else { "" }))
         .env_remove("CARGO_ENCODED_RUSTFLAGS")
         // Fast, but with every assertion that a debug build has.
         .env("CARGO_PROFILE_RELEASE_DEBUG_ASSERTIONS", "true")

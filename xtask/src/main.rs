@@ -12,7 +12,8 @@ mod repo;
 use std::process::ExitCode;
 
 const USAGE: &str = "usage: cargo xtask check
-       cargo xtask chaos sim --seeds A..B | --seed N [--twice] [--json]";
+       cargo xtask chaos sim --seeds A..B | --seed N [--drop f3,o9-20] [--minimise] [--plant NAME] …
+       cargo xtask chaos planted [--only NAME,...] [--within N] [--starts N] [--json]";
 
 fn main() -> anyhow::Result<ExitCode> {
     let args: Vec<String> = std::env::args().skip(1).collect();

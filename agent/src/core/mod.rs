@@ -10,6 +10,7 @@ mod reconcile;
 use std::collections::BTreeMap;
 
 pub use reconcile::reconcile;
+use rowen_planted::{Bug, planted};
 
 /// When GPUs were bound to an allocation; orders allocations of one GPU.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
@@ -196,7 +197,8 @@ impl Core {
     /// A node as it finds itself at the agent's start. `tasks` are those of
     /// this boot of the machine; after a reboot they are all exited and
     /// `lease_expires_ms` is 0.
-    pub fn new(fence: Fence, tasks: BTreeMap<TaskKey, Task>, lease_expires_ms: u64) -> Self {
+    pub fn new(fence: Fence, mut tasks: BTreeMap<TaskKey, Task>, lease_expires_ms: u64) -> Self {
+        tasks.retain(|_, task| task.lives() || !planted(Bug::RestartForgetsExits));
         let unacknowledged = tasks.keys().map(|key| (*key, 0)).collect();
         let observed = Observed { tasks, fence: fence.epochs, lease_expires_ms };
         Core {
@@ -251,7 +253,8 @@ impl Core {
     pub fn desire(&mut self, desired: Desired) -> Result<bool, StaleTerm> {
         let known_term = self.desired.as_ref().map(|known| known.term);
         self.see_term(desired.term)?;
-        if known_term == Some(desired.term) && desired.generation < self.generation() {
+        let late = known_term == Some(desired.term) && desired.generation < self.generation();
+        if late && !planted(Bug::DropEpochCheck) {
             return Ok(false);
         }
         // An exit is final: whoever still wants the task is told again.
@@ -287,6 +290,10 @@ impl Core {
             Action::Stop(key, stop) => {
                 if let Some(task) = self.observed.tasks.get_mut(key) {
                     task.stopping = Some(stop.clone());
+                    if planted(Bug::ExitToldEarly) {
+                        task.phase = Phase::Exited { code: 143, message: String::new() };
+                        self.unacknowledged.insert(*key, 0);
+                    }
                 }
             }
         }
@@ -380,6 +387,9 @@ impl Core {
     /// An exit that is acknowledged and no longer desired is not needed.
     fn forget(&mut self) {
         let Some(desired) = &self.desired else { return };
+        if planted(Bug::ExitsPileUp) {
+            return;
+        }
         let unacknowledged = &self.unacknowledged;
         self.observed.tasks.retain(|key, task| {
             task.lives() || unacknowledged.contains_key(key) || desired.tasks.contains_key(key)

@@ -5,6 +5,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use rowen_planted::{Bug, planted};
+
 use super::{Action, Desired, Epoch, Observed, Ordinal, StopAt, Task, TaskKey, Wanted};
 
 /// Two stops nearer than this are one: the same order sent twice arrives with
@@ -51,6 +53,9 @@ fn busy(observed: &Observed) -> BTreeSet<Ordinal> {
 
 /// A GPU of `gpus` that a newer allocation owns, as seen from `epoch`.
 fn superseded(fence: &BTreeMap<Ordinal, Epoch>, gpus: &[Ordinal], epoch: Epoch) -> Option<Ordinal> {
+    if planted(Bug::DropEpochCheck) {
+        return None;
+    }
     gpus.iter().copied().find(|gpu| fence.get(gpu).is_some_and(|seen| *seen > epoch))
 }
 
@@ -70,7 +75,7 @@ fn start(
         // It never started here: to launch it only to end it would be a lie.
         return Some(Action::Refuse(*key, "ended before it started".to_string()));
     }
-    let free = wanted.gpus.iter().all(|gpu| !busy.contains(gpu));
+    let free = planted(Bug::LaunchOnBusy) || wanted.gpus.iter().all(|gpu| !busy.contains(gpu));
     if now >= observed.lease_expires_ms || !free {
         return None;
     }

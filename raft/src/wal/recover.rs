@@ -20,6 +20,7 @@
 use std::{path::Path, sync::Arc};
 
 use openraft::EntryPayload;
+use rowen_planted::{Bug, planted};
 
 use super::{
     WalError, WalOptions,
@@ -68,7 +69,9 @@ pub(crate) fn recover(disk: &dyn Disk, options: &WalOptions) -> Result<Recovered
             None => scan.end,
             Some(damage) if !is_last => return Err(damage.corrupt(&path)),
             Some(damage) => {
-                judge(&damage, &mark, disk, options, &path, &bytes, replay.next_batch())?;
+                if !planted(Bug::CorruptionTruncated) {
+                    judge(&damage, &mark, disk, options, &path, &bytes, replay.next_batch())?;
+                }
                 tracing::warn!(file = %path.display(), offset = damage.batch_start, why = damage.why,
                     "dropped the torn end of the log; nobody was told that it was kept");
                 erase(&*file, &path, damage.batch_start, &bytes)?;
@@ -111,7 +114,7 @@ impl Recovered {
     /// What was synced must be there, and the entries must join the purge point.
     fn check_end(&self, dir: &Path) -> Result<(), WalError> {
         let end = self.tail.as_ref().map_or((0, 0), |tail| (tail.segment, tail.end));
-        if self.mark.synced > end {
+        if self.mark.synced > end && !planted(Bug::CorruptionTruncated) {
             let (segment, offset) = self.mark.synced;
             let why = format!("records are missing: it was synced up to offset {offset}");
             let at = if segment == end.0 { end.1 } else { 0 };

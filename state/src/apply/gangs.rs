@@ -1,5 +1,7 @@
 //! How a gang starts and how its attempt ends: all or nothing, both ways.
 
+use rowen_planted::{Bug, planted};
+
 use crate::{
     Allocation, AllocationId, Cluster, GpuMask, JobId, JobState, Outcome, Owner, Place, StopReason,
     Task, TaskPhase,
@@ -34,7 +36,12 @@ impl Cluster {
             bound_ms: now_ms,
             resources: spec.resources.clone(),
             notice_ms: spec.notice_ms,
-            tasks: places.iter().map(task).collect(),
+            tasks: match places {
+                [most @ .., _] if !most.is_empty() && planted(Bug::PartialGang) => {
+                    most.iter().map(task).collect()
+                }
+                all => all.iter().map(task).collect(),
+            },
             port,
             stop: None,
         };
@@ -115,7 +122,9 @@ impl Cluster {
     }
 
     fn task_failed(&mut self, job: JobId, id: AllocationId, rank: usize, outcome: &mut Outcome) {
-        if self.jobs.get(job).is_none_or(|job| job.stopping.is_some()) {
+        if self.jobs.get(job).is_none_or(|job| job.stopping.is_some())
+            || planted(Bug::GangLeftRunning)
+        {
             return;
         }
         let task = &self.allocations.get(id).expect("checked by the caller").tasks[rank];
@@ -132,7 +141,11 @@ impl Cluster {
         let task = &self.allocations.get(id).expect("checked by the caller").tasks[rank];
         let node = self.nodes.get(task.node).map_or("?", |node| node.name.as_str());
         let why = format!("worker {rank} on {node} was lost{}", said(&task.message));
-        self.stop_gang(job, StopReason::NodeLost, &why, outcome);
+        let reason = match planted(Bug::LostIsFailed) {
+            false => StopReason::NodeLost,
+            true => StopReason::TaskFailed,
+        };
+        self.stop_gang(job, reason, &why, outcome);
     }
 
     /// The last task has ended: the GPUs go back, and the job ends or waits again.
@@ -147,7 +160,8 @@ impl Cluster {
         job.allocation = None;
         // Workers fail when they lose a peer, often before anybody knows that its node is gone:
         // in an attempt that lost a worker no failure is the job's own.
-        let lost = allocation.tasks.iter().any(|task| task.phase == TaskPhase::Lost);
+        let lost = allocation.tasks.iter().any(|task| task.phase == TaskPhase::Lost)
+            && !planted(Bug::LostIsFailed);
         job.last_tasks = allocation.tasks;
         let why = job.reason.trim_start_matches("stopping: ").to_owned();
         match job.stopping.take() {

@@ -1,5 +1,7 @@
 //! Submit, cancel, requeue.
 
+use rowen_planted::{Bug, planted};
+
 use super::{Answer, not_found};
 use crate::{
     Cluster, Code, Job, JobId, JobSpec, JobState, Outcome, Refusal, Reply, StopReason,
@@ -35,7 +37,11 @@ impl Cluster {
             }
             JobState::Starting | JobState::Running => {
                 self.stop_gang(id, StopReason::Cancelled, "cancelled", outcome);
+                if planted(Bug::RefusedButDone) {
+                    return Err(Refusal::new(Code::Conflict, format!("job {id} has ended")));
+                }
             }
+            JobState::Stopping if planted(Bug::CancelForgotten) => {}
             JobState::Stopping => {
                 let job = self.jobs.get_mut(id).expect("live_job found it");
                 job.stopping = Some(StopReason::Cancelled);

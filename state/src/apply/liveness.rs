@@ -1,5 +1,7 @@
 //! An agent comes, a node falls silent, a node is lost.
 
+use rowen_planted::{Bug, hash_order, planted};
+
 use super::{Answer, not_found};
 use crate::{
     AllocationId, Cluster, Code, Effect, Liveness, Node, NodeId, NodeReport, Outcome, Owner,
@@ -22,13 +24,22 @@ impl Cluster {
         (node.said_ms, node.came) = (report.said_ms, index);
         node.simulated = report.simulated;
         node.liveness = Liveness::Up;
+        if planted(Bug::DrainForgotten) {
+            node.duty = crate::Duty::InService;
+        }
         for (ordinal, slot) in (0u32..).zip(&mut node.gpus) {
             slot.healthy = report.healthy.contains(ordinal);
         }
         node.meter_unowned(now_ms);
         outcome.effects.push(Effect::Push(report.node));
 
+        if planted(Bug::EndedRunsAgain) {
+            self.restart_ended(report.node);
+        }
         if rebooted {
+            if planted(Bug::RebootIgnored) {
+                return Ok(Reply::Done);
+            }
             self.lose_tasks(report.node, |_, _, _| true, "its node restarted", outcome);
             return Ok(Reply::Done);
         }
@@ -46,6 +57,15 @@ impl Cluster {
             outcome,
         );
         Ok(Reply::Done)
+    }
+
+    /// Planted: an agent that comes again starts anew what had ended on its node.
+    fn restart_ended(&mut self, id: NodeId) {
+        let here = |job: &&crate::Job| job.last_tasks.iter().any(|task| task.node == id);
+        let ended = self.jobs.values().filter(|job| job.state.ended()).filter(here);
+        for job in ended.map(|job| job.id).collect::<Vec<_>>() {
+            self.set_job_state(job, crate::JobState::Queued);
+        }
     }
 
     /// Words of two streams of one agent may change places on their way here, and two agents may
@@ -95,7 +115,10 @@ impl Cluster {
         }
         node.liveness = Liveness::Silent;
         node.meter_unowned(now_ms);
-        let (name, owners) = (node.name.clone(), node.owners());
+        let (name, mut owners) = (node.name.clone(), node.owners());
+        if planted(Bug::HashOrder) {
+            hash_order(&mut owners);
+        }
         self.release_holds_on(id, "is silent", outcome);
         for owner in owners {
             if let Some(Owner::Gang { job, .. }) = self.allocations.get(owner).map(|a| a.owner) {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use rowen_planted::{Bug, hash_order, planted};
 use rowen_topology::Level;
 
 use crate::{
@@ -37,6 +38,9 @@ impl Cluster {
         places: &[Place],
         victims: &[AllocationId],
     ) -> Result<(), Misfit> {
+        if planted(Bug::SkipRecheck) {
+            return Ok(());
+        }
         let mut sorted = places.to_vec();
         sorted.sort_unstable_by_key(|place| (place.node, place.gpus));
         for on_node in sorted.chunk_by(|a, b| a.node == b.node) {
@@ -120,6 +124,9 @@ impl Cluster {
             .collect();
         holders.sort_unstable();
         holders.dedup();
+        if planted(Bug::HashOrder) {
+            hash_order(&mut holders);
+        }
         for id in holders {
             let job = self.jobs.get(id).expect("a holder is a live job");
             let Some(hold) = &job.hold else { continue };

@@ -1,5 +1,7 @@
 //! What the mere passing of time ends: time limits, holds whose victims stay silent.
 
+use rowen_planted::{Bug, hash_order, planted};
+
 use super::Answer;
 use crate::{Cluster, JobState, Outcome, Reply, StopReason};
 
@@ -10,7 +12,10 @@ const OVERDUE_MS: u64 = 30_000;
 impl Cluster {
     pub(super) fn tick(&mut self, outcome: &mut Outcome) -> Answer {
         let now_ms = self.meta.now_ms;
-        let timed: Vec<_> = self.derived.timed.iter().copied().collect();
+        let mut timed: Vec<_> = self.derived.timed.iter().copied().collect();
+        if planted(Bug::HashOrder) {
+            hash_order(&mut timed);
+        }
         for id in timed {
             let job = self.jobs.get(id).expect("a timed job is live");
             match job.state {
