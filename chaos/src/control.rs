@@ -6,6 +6,7 @@ use rowen_server::Core;
 use rowen_state::{AllocationId, Command, Entry, JobId, JobState, Reply, RequestId};
 
 use crate::{
+    group::WALL_MS,
     invariant::Invariant,
     truth::{Fresh, News},
     world::World,
@@ -55,7 +56,10 @@ impl World {
         }
         for Fresh { index, entry, state_hash } in fresh {
             let step = self.control.core.apply_entry(index, &entry);
-            self.context.note(format_args!("#{index} {}: {:?}", word(&entry.command), step.answer));
+            // How far the leader's stamp is from true time: what it says was decided then.
+            let off_ms = entry.at_ms as i64 - (WALL_MS + self.context.now_ms) as i64;
+            let (word, answer) = (word(&entry.command), &step.answer);
+            self.context.note(format_args!("#{index} {off_ms:+} ms {word}: {answer:?}"));
             if self.control.core.cluster().state_hash() != state_hash {
                 let what = format!("the log replayed gives another state at #{index}");
                 self.context.finding(Invariant::SameHash, what);

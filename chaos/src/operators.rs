@@ -15,6 +15,8 @@ use crate::{
     world::World,
 };
 
+/// As many as a group may have.
+const REPLICAS_MAX: usize = 7;
 /// How often the operator looks.
 const TEND_MS: u64 = 2_000;
 /// One acknowledgement in so many is held against the disks: reading whole logs takes its time.
@@ -175,8 +177,11 @@ impl World {
     pub(crate) fn tend(&mut self) {
         self.context.later(TEND_MS, Event::Tend);
         let damaged = self.group.active().into_iter().find(|at| self.group.seats[*at].damaged);
-        if let Some(at) = damaged {
-            self.replace(Some(at));
+        match damaged {
+            // No room for one more beside it: it goes first.
+            Some(at) if self.group.active().len() >= REPLICAS_MAX => self.retire(at),
+            Some(at) => self.replace(Some(at)),
+            None => {}
         }
         if let Some(at) = self.weakened {
             let seat = &self.group.seats[at];
