@@ -7,17 +7,17 @@ use std::{fs, io};
 use nix::time::{ClockId, clock_gettime};
 
 /// Milliseconds since boot, suspend included. Shims and the agent share it.
-pub(crate) fn boottime_ms() -> u64 {
+pub fn boottime_ms() -> u64 {
     read_ms(ClockId::CLOCK_BOOTTIME)
 }
 
 /// Milliseconds since 1970, only ever shown to people and tasks.
-pub(crate) fn unix_ms() -> u64 {
+pub fn unix_ms() -> u64 {
     read_ms(ClockId::CLOCK_REALTIME)
 }
 
 /// Changes with every boot of the machine.
-pub(crate) fn boot_id() -> io::Result<String> {
+pub fn boot_id() -> io::Result<String> {
     Ok(fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_string())
 }
 

@@ -51,7 +51,12 @@ impl FenceFile {
         let file = options.open(dir.join("fence"))?;
         if file.metadata()?.len() < SLOTS * SLOT_BYTES as u64 {
             // New, or a crash came before the first save was through: nothing
-            // was ever launched on it.
+            // was ever launched on it. Then it holds zeros at most.
+            let mut held = Vec::new();
+            io::Read::read_to_end(&mut &file, &mut held)?;
+            if held.iter().any(|byte| *byte != 0) {
+                return Err(io::Error::other("it was cut short"));
+            }
             file.write_all_at(&vec![0; SLOT_BYTES * 2], 0)?;
             file.sync_all()?;
             File::open(dir)?.sync_all()?;
@@ -159,5 +164,11 @@ mod tests {
         file.file.write_all_at(b"x", SLOT_BYTES as u64 + 40).unwrap();
         let error = FenceFile::open(dir.path()).unwrap_err().to_string();
         assert_eq!(error, "no slot of it reads well");
+        file.save(&fence(2), "boot").unwrap();
+        file.file.set_len(SLOT_BYTES as u64).unwrap();
+        let error = FenceFile::open(dir.path()).unwrap_err().to_string();
+        assert_eq!(error, "it was cut short");
+        file.file.set_len(0).unwrap();
+        FenceFile::open(dir.path()).unwrap();
     }
 }

@@ -6,11 +6,12 @@
 
 pub mod core;
 
-mod clock;
+pub mod clock;
 pub mod discover;
 pub mod env;
 mod fence;
 mod hostlist;
+mod identity;
 mod lease;
 mod logs;
 mod ports;
@@ -19,9 +20,9 @@ mod process;
 mod shell;
 pub mod shim;
 pub mod spec;
-mod stream;
+pub mod stream;
 mod tasks;
-mod wire;
+pub mod wire;
 
 use std::path::PathBuf;
 

@@ -78,8 +78,19 @@ pub(crate) fn kill_now(pid: i32) {
     let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
 }
 
-/// Ends what a dead shim left behind in `task_dir` and waits until it is gone.
-/// Returns whether it is.
+/// Waits until the guard of a dead shim has done its work: it finds what
+/// cleared its environment, which nobody finds once it is gone.
+pub(crate) fn wait_for_guard(task_dir: &Path, limit: Duration) {
+    let deadline = Instant::now() + limit;
+    let status = spec::read::<Status>(&task_dir.join(spec::STATUS_FILE)).ok();
+    let Some(guard) = status.and_then(|status| status.guard) else { return };
+    while lives(guard) && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// Ends what is left of the task in `task_dir`, shim and guard included, and
+/// waits until it is gone. Returns whether it is.
 pub(crate) fn kill_orphans(task_dir: &Path, limit: Duration) -> bool {
     let deadline = Instant::now() + limit;
     loop {
@@ -95,13 +106,14 @@ pub(crate) fn kill_orphans(task_dir: &Path, limit: Duration) -> bool {
     }
 }
 
-/// Living processes of a task whose shim is dead: those it wrote down, what
-/// descends from them, whatever carries its ROWEN_TASK_DIR, and whatever is in its cgroup (a
+/// Living processes of a task: those its shim wrote down, what descends from
+/// them, whatever carries its ROWEN_TASK_DIR, and whatever is in its cgroup (a
 /// program may write its title over its environment).
 fn orphans(task_dir: &Path) -> Vec<i32> {
     let mut found: Vec<i32> = Vec::new();
     if let Ok(status) = spec::read::<Status>(&task_dir.join(spec::STATUS_FILE)) {
-        for process in status.processes.into_iter().filter(|process| lives(*process)) {
+        let known = status.guard.into_iter().chain([status.shim]).chain(status.processes);
+        for process in known.filter(|process| lives(*process)) {
             found.push(process.pid);
             found.extend(descendants(process.pid));
         }
@@ -119,6 +131,15 @@ fn in_cgroup(task_dir: &Path) -> Vec<i32> {
     let pids = procs.unwrap_or_default();
     let pids = pids.lines().filter_map(|line| line.parse().ok());
     pids.filter(|pid| stat(*pid).is_some_and(|stat| !stat.zombie)).collect()
+}
+
+/// Living processes below `tasks`, by their mark, whose task folder is not one
+/// of `known`.
+pub(crate) fn strays(tasks: &Path, known: &[&Path]) -> Vec<i32> {
+    let known: Vec<i32> = known.iter().flat_map(|dir| marked(dir, false)).collect();
+    let mut found = marked(tasks, true);
+    found.retain(|pid| !known.contains(pid));
+    found
 }
 
 /// Living processes whose environment names `dir` (or a folder below it) as

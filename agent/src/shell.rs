@@ -27,9 +27,10 @@ use tokio::{
 
 use crate::{
     Config, clock,
-    core::{Action, Core, LAUNCH_FAILED, Phase, StopAt, TaskKey},
+    core::{Action, Core, Phase, StopAt, TaskKey},
     discover, env,
     fence::FenceFile,
+    identity,
     lease::LeaseFile,
     logs,
     ports::Ports,
@@ -61,7 +62,8 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> anyhow::
     let drop_link = Arc::new(Notify::new());
     let mut shell = Shell::open(config, news_in, ready_in, drop_link.clone()).await?;
     let servers = shell.config.servers.clone();
-    let link = stream::run(servers, links_in, drop_link);
+    let node = shell.config.node.clone();
+    let link = stream::run(&node, servers, links_in, drop_link);
     tokio::pin!(link);
     tokio::pin!(shutdown);
     loop {
@@ -124,6 +126,7 @@ struct Shell {
     heartbeat_at_ms: u64,
     housekeeping_at_ms: u64,
     news: tasks::News,
+    failures: tasks::Failures,
     ready: mpsc::UnboundedSender<TaskKey>,
     drop_link: Arc<Notify>,
 }
@@ -141,7 +144,8 @@ impl Shell {
         let dir = fs::canonicalize(&config.dir)?;
         let tasks_dir = dir.join("tasks");
         let lock = lock(&dir)?;
-        let folder = folder_id(&dir).context("dir: cannot name it")?;
+        identity::check_machine(&dir)?;
+        let folder = identity::folder_id(&dir).context("dir: cannot name it")?;
         let boot_id = clock::boot_id().context("cannot read the boot id of the machine")?;
         let (mut fence_file, fence, fenced_boot) = FenceFile::open(&dir).with_context(|| {
             format!("dir: {}/fence is damaged; this node must not launch", dir.display())
@@ -196,6 +200,7 @@ impl Shell {
             heartbeat_at_ms: 0,
             housekeeping_at_ms: 0,
             news,
+            failures: tasks::Failures::default(),
             ready,
             drop_link,
         };
@@ -312,6 +317,7 @@ impl Shell {
         let running = phase == Phase::Running;
         self.core.observe(key, phase);
         if running {
+            self.failures.forget();
             self.start_probe(key);
         }
         let Some(handle) = self.handles.get_mut(&key) else { return };
@@ -376,12 +382,13 @@ impl Shell {
                 self.core.observe_port(key, spec.port);
                 ports.iter().for_each(|port| self.ports.release(*port));
                 let shim = self.config.shim.clone();
-                let stops = Some(tasks::launch(shim, dir.clone(), spec, self.news.clone()));
+                let (failures, news) = (self.failures.clone(), self.news.clone());
+                let stops = Some(tasks::launch(shim, dir.clone(), spec, failures, news));
                 self.handles.insert(key, Handle { dir, stops, ports, prober: None, probe });
             }
             Err(error) => {
-                let message = format!("{error:#}");
-                self.core.observe(key, Phase::Exited { code: LAUNCH_FAILED, message });
+                let message = format!("it could not be launched: {error:#}");
+                self.failures.tell(key, message, self.news.clone());
             }
         }
     }
@@ -524,25 +531,6 @@ fn lock(dir: &std::path::Path) -> anyhow::Result<Flock<File>> {
     Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, error)| {
         anyhow::anyhow!("dir: another agent runs in {} ({error})", dir.display())
     })
-}
-
-/// A name that a folder gets once: an agent that comes with another one cannot know the tasks of
-/// this one.
-fn folder_id(dir: &std::path::Path) -> io::Result<String> {
-    let path = dir.join("folder");
-    match fs::read_to_string(&path) {
-        Ok(id) if !id.trim().is_empty() => return Ok(id.trim().to_string()),
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    let id = fs::read_to_string("/proc/sys/kernel/random/uuid")?.trim().to_string();
-    let aside = dir.join("folder.new");
-    let mut file = spec::private_file(&aside)?;
-    io::Write::write_all(&mut file, id.as_bytes())?;
-    file.sync_all()?;
-    fs::rename(&aside, &path)?;
-    File::open(dir)?.sync_all()?;
-    Ok(id)
 }
 
 async fn find_gpus(config: &Config) -> io::Result<Vec<v1::Gpu>> {

@@ -103,6 +103,34 @@ pub struct Spec {
     pub log_keep: u32,
 }
 
+#[cfg(test)]
+impl Spec {
+    /// A task that nobody launches.
+    pub(crate) fn sample(owner: OwnerSpec) -> Self {
+        Spec {
+            boot_id: String::new(),
+            allocation: 1,
+            rank: 0,
+            incarnation: 1,
+            index: 1,
+            owner,
+            gpus: Vec::new(),
+            command: Vec::new(),
+            working_dir: String::new(),
+            processes: Vec::new(),
+            notice_ms: 0,
+            lease_file: PathBuf::new(),
+            cgroup: None,
+            cpus: 0,
+            memory_mib: 0,
+            port: 0,
+            probe: None,
+            log_max_bytes: 0,
+            log_keep: 0,
+        }
+    }
+}
+
 /// A process, named so that a reused pid is not mistaken for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProcessId {
@@ -138,6 +166,9 @@ pub struct Status {
     /// It ended through no fault of its own.
     #[serde(default)]
     pub lost: bool,
+    /// The shim's guard; none in what earlier builds wrote.
+    #[serde(default)]
+    pub guard: Option<ProcessId>,
 }
 
 /// A line to a shim: end the task. Times on CLOCK_BOOTTIME, so that a line

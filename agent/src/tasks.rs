@@ -14,7 +14,11 @@ use std::{
     },
     path::{Path, PathBuf},
     process::Stdio,
-    time::{Duration, SystemTime},
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::{Duration, Instant, SystemTime},
 };
 
 use tokio::{
@@ -23,6 +27,7 @@ use tokio::{
 };
 
 use crate::{
+    clock,
     core::{LAUNCH_FAILED, Phase, Task, TaskKey},
     process,
     spec::{self, OwnerKind, OwnerSpec, ShimPhase, Spec, Status, StopLine},
@@ -37,14 +42,60 @@ const FINISHED_MAX: usize = 200;
 const FINISHED_BYTES_MAX: u64 = 1 << 30;
 /// Patience with processes that do not die of SIGKILL, before it is tried anew.
 const ORPHAN_LIMIT: Duration = Duration::from_secs(10);
+/// Patience with the guard of a dead shim.
+const GUARD_LIMIT: Duration = Duration::from_secs(5);
+/// A shim that has not said a word after this is given up.
+const START_LIMIT: Duration = Duration::from_secs(60);
+/// A shim that has not ended its task so long after the moment of SIGKILL is
+/// stopped or stuck: the agent does it.
+const OVERDUE_MS: u64 = 2000;
+/// Shims are looked after this often.
+const LOOK: Duration = Duration::from_millis(250);
+/// Between failed launches: the next one is soon sent to the same node.
+const PAUSE_MIN_MS: u64 = 100;
+const PAUSE_MAX_MS: u64 = 10_000;
+
+const SHIM_DIED: &str = "its shim died";
 
 /// What happened to a task.
 pub(crate) type News = mpsc::UnboundedSender<(TaskKey, Phase)>;
 /// Orders to its shim.
 pub(crate) type Stops = mpsc::UnboundedSender<StopLine>;
 
+/// Launches in a row that failed by this node's fault.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Failures(Arc<AtomicU32>);
+
+impl Failures {
+    /// A task is up.
+    pub(crate) fn forget(&self) {
+        self.0.store(0, Ordering::Relaxed);
+    }
+
+    /// Tells of one more: no failure of the job, which is queued again and may
+    /// come back at once, so with a pause that grows.
+    pub(crate) fn tell(&self, key: TaskKey, message: String, news: News) {
+        let before = self.0.fetch_add(1, Ordering::Relaxed);
+        let pause_ms = match before {
+            0 => 0,
+            before => (PAUSE_MIN_MS << before.min(16)).min(PAUSE_MAX_MS),
+        };
+        tracing::warn!(?key, %message, "a launch failed");
+        tokio::spawn(async move {
+            tokio::time::sleep(Duration::from_millis(pause_ms)).await;
+            let _ = news.send((key, Phase::Lost { message }));
+        });
+    }
+}
+
 /// Starts the task in `dir`, which [`new_dir`] made, and follows it.
-pub(crate) fn launch(shim: PathBuf, dir: PathBuf, spec: Spec, news: News) -> Stops {
+pub(crate) fn launch(
+    shim: PathBuf,
+    dir: PathBuf,
+    spec: Spec,
+    failures: Failures,
+    news: News,
+) -> Stops {
     let (stops, orders) = mpsc::unbounded_channel();
     tokio::spawn(async move {
         let key = wire::key_of(&spec);
@@ -53,11 +104,11 @@ pub(crate) fn launch(shim: PathBuf, dir: PathBuf, spec: Spec, news: News) -> Sto
             tokio::task::spawn_blocking(move || start_shim(&shim, &dir, &spec)).await
         };
         match started.unwrap_or_else(|error| Err(io::Error::other(error))) {
-            Ok(stream) => follow(key, dir, stream, orders, news).await,
+            Ok(stream) => follow(key, dir, stream, orders, news, START_LIMIT).await,
             Err(error) => {
-                let message = format!("shim: could not be started: {error}");
-                record_end(&dir, LAUNCH_FAILED, &message, false);
-                let _ = news.send((key, Phase::Exited { code: LAUNCH_FAILED, message }));
+                let message = format!("its shim could not be started: {error}");
+                record_end(&dir, LAUNCH_FAILED, &message, true);
+                failures.tell(key, message, news);
             }
         }
     });
@@ -113,23 +164,28 @@ fn at_socket<T>(dir: &Path, open: impl Fn(PathBuf) -> io::Result<T>) -> io::Resu
 }
 
 /// Passes on what the shim says and what it is told, until the task is gone.
+/// What a shim does not do in time, the agent does.
 async fn follow(
     key: TaskKey,
     dir: PathBuf,
     stream: UnixStream,
     mut orders: mpsc::UnboundedReceiver<StopLine>,
     news: News,
+    start_limit: Duration,
 ) {
     let stream =
         stream.set_nonblocking(true).and_then(|()| tokio::net::UnixStream::from_std(stream));
+    let mut given_up = None;
     if let Ok(stream) = stream {
         let (reader, mut writer) = stream.into_split();
         let mut lines = BufReader::new(reader).lines();
-        loop {
+        let mut late = Late { begun: Some(Instant::now()), start_limit, kill_at_ms: u64::MAX };
+        while given_up.is_none() {
             tokio::select! {
                 line = lines.next_line() => {
                     let Ok(Some(line)) = line else { break };
                     let Ok(status) = serde_json::from_str::<Status>(&line) else { break };
+                    late.begun = None;
                     let phase = phase(&status);
                     let exited = status.phase == ShimPhase::Exited;
                     if news.send((key, phase)).is_err() || exited {
@@ -138,19 +194,41 @@ async fn follow(
                 }
                 order = orders.recv() => {
                     let Some(order) = order else { return }; // The agent ended.
+                    late.kill_at_ms = late.kill_at_ms.min(order.kill_at_ms);
                     let mut line = serde_json::to_vec(&order).expect("plain fields");
                     line.push(b'\n');
                     if writer.write_all(&line).await.is_err() {
                         break;
                     }
                 }
+                () = tokio::time::sleep(LOOK) => given_up = late.reason(clock::boottime_ms()),
             }
         }
     }
-    // The shim is gone. Either it was done, or it died and left the task.
-    let found = tokio::task::spawn_blocking(move || bury(&dir)).await;
-    let lost = Phase::Lost { message: "its shim died".to_string() };
-    let _ = news.send((key, found.unwrap_or(lost)));
+    // The shim is gone, or as good as. Either it was done, or it left the task.
+    let why = given_up.clone().unwrap_or_else(|| SHIM_DIED.to_string());
+    let message = why.clone();
+    let found = tokio::task::spawn_blocking(move || bury(&dir, &message, given_up.is_some())).await;
+    let _ = news.send((key, found.unwrap_or(Phase::Lost { message: why })));
+}
+
+/// What is expected of a shim, and until when.
+struct Late {
+    /// Nothing was heard since.
+    begun: Option<Instant>,
+    start_limit: Duration,
+    /// On CLOCK_BOOTTIME.
+    kill_at_ms: u64,
+}
+
+impl Late {
+    fn reason(&self, now: u64) -> Option<String> {
+        if self.begun.is_some_and(|begun| begun.elapsed() >= self.start_limit) {
+            return Some(format!("it did not start within {} s", self.start_limit.as_secs()));
+        }
+        (now >= self.kill_at_ms.saturating_add(OVERDUE_MS))
+            .then(|| "its shim did not end it in time; the agent did".to_string())
+    }
 }
 
 fn phase(status: &Status) -> Phase {
@@ -163,18 +241,24 @@ fn phase(status: &Status) -> Phase {
     }
 }
 
-/// The end of a task whose shim is gone. Returns when no process of it lives.
-fn bury(dir: &Path) -> Phase {
-    if let Some(exited) = exit_of(dir) {
-        return exited;
+/// The end of a task whose shim is gone, or (`by_force`) has to go. Returns when
+/// no process of it lives.
+fn bury(dir: &Path, why: &str, by_force: bool) -> Phase {
+    if !by_force {
+        if let Some(exited) = exit_of(dir) {
+            return exited;
+        }
+        process::wait_for_guard(dir, GUARD_LIMIT);
     }
     while !process::kill_orphans(dir, ORPHAN_LIMIT) {
         tracing::warn!(task = %dir.display(), "processes survive SIGKILL; their GPUs stay used");
     }
     process::remove_cgroup(dir);
-    let message = "its shim died".to_string();
-    record_end(dir, KILLED, &message, true);
-    Phase::Lost { message }
+    if let Some(exited) = exit_of(dir) {
+        return exited; // The shim was done just then.
+    }
+    record_end(dir, KILLED, why, true);
+    Phase::Lost { message: why.to_string() }
 }
 
 /// How the task ended, if it did.
@@ -193,6 +277,7 @@ fn record_end(dir: &Path, exit_code: i32, message: &str, lost: bool) {
         exit_code,
         message: message.to_string(),
         lost,
+        guard: None,
     };
     if let Err(error) = spec::write(&dir.join(spec::STATUS_FILE), &status) {
         tracing::warn!(task = %dir.display(), %error, "cannot write down how it ended");
@@ -244,7 +329,28 @@ pub(crate) fn find(tasks: &Path, boot_id: &str, same_boot: bool) -> io::Result<V
         let acked = dir.join(spec::ACKED_FILE).exists();
         found.push(Found { dir, spec, task, stream, acked });
     }
+    kill_strays(tasks, &found);
     Ok(found)
+}
+
+/// Nothing may live here but what was found alive: a daemon whose shim, guard
+/// and agent were all killed at once, a task whose folder somebody removed.
+fn kill_strays(tasks: &Path, found: &[Found]) {
+    let alive = found.iter().filter(|found| found.stream.is_some());
+    let alive: Vec<&Path> = alive.map(|found| found.dir.as_path()).collect();
+    let mut told = Instant::now();
+    loop {
+        let strays = process::strays(tasks, &alive);
+        if strays.is_empty() {
+            return;
+        }
+        if told.elapsed() >= ORPHAN_LIMIT {
+            told = Instant::now();
+            tracing::warn!(?strays, "processes of earlier tasks survive SIGKILL; not starting");
+        }
+        strays.into_iter().for_each(process::kill_now);
+        std::thread::sleep(Duration::from_millis(5));
+    }
 }
 
 fn find_one(dir: &Path, spec: &Spec, boot_id: &str) -> (Phase, Option<UnixStream>) {
@@ -259,7 +365,7 @@ fn find_one(dir: &Path, spec: &Spec, boot_id: &str) -> (Phase, Option<UnixStream
     match at_socket(dir, UnixStream::connect) {
         Ok(stream) if dir.join(spec::STATUS_FILE).exists() => (Phase::Running, Some(stream)),
         Ok(stream) => (Phase::Starting, Some(stream)),
-        Err(_) => (bury(dir), None),
+        Err(_) => (bury(dir, SHIM_DIED, false), None),
     }
 }
 
@@ -267,7 +373,8 @@ fn find_one(dir: &Path, spec: &Spec, boot_id: &str) -> (Phase, Option<UnixStream
 pub(crate) fn adopt(found: &mut Found, news: News) -> Option<Stops> {
     let stream = found.stream.take()?;
     let (stops, orders) = mpsc::unbounded_channel();
-    tokio::spawn(follow(wire::key_of(&found.spec), found.dir.clone(), stream, orders, news));
+    let (key, dir) = (wire::key_of(&found.spec), found.dir.clone());
+    tokio::spawn(follow(key, dir, stream, orders, news, START_LIMIT));
     Some(stops)
 }
 
@@ -345,5 +452,27 @@ mod tests {
         assert!(error.contains("j17-a1-r1") && ruined.exists(), "{error}");
         assert!(find(tasks.path(), "boot", false).unwrap().is_empty(), "after a power cut");
         assert!(!ruined.exists());
+    }
+
+    /// The shim is a program that does nothing, for ever.
+    #[tokio::test]
+    async fn a_shim_that_does_not_start_is_given_up() {
+        let dir = TempDir::new().unwrap();
+        let program = dir.path().join("shim");
+        fs::write(&program, "#!/bin/sh\nexec sleep 300\n").unwrap();
+        fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
+        let owner = OwnerSpec { kind: OwnerKind::Job, id: 17, name: String::new(), part: 1 };
+        let task = new_dir(dir.path(), &owner, 0).unwrap();
+        let spec = Spec::sample(owner);
+        let stream = start_shim(&program, &task, &spec).unwrap();
+        let (news, mut told) = mpsc::unbounded_channel();
+        let (_stops, orders) = mpsc::unbounded_channel();
+        let limit = Duration::from_millis(300);
+        follow(wire::key_of(&spec), task.clone(), stream, orders, news, limit).await;
+        let (_, phase) = told.recv().await.unwrap();
+        let expect = "it did not start within 0 s".to_string();
+        assert_eq!(phase, Phase::Lost { message: expect.clone() });
+        assert_eq!(exit_of(&task), Some(Phase::Lost { message: expect }));
+        assert!(process::strays(dir.path(), &[]).is_empty(), "it is gone");
     }
 }

@@ -14,14 +14,15 @@ use crate::{
 /// Between two tries where a probe names no period.
 const PROBE_PERIOD_MS: u64 = 500;
 
-pub(crate) fn key(task: &v1::DesiredTask) -> TaskKey {
+/// Names the task.
+pub fn key(task: &v1::DesiredTask) -> TaskKey {
     let epoch = task.epoch.unwrap_or_default();
     let epoch = Epoch { incarnation: epoch.incarnation, index: epoch.index };
     TaskKey { allocation: task.allocation, rank: task.rank, epoch }
 }
 
 /// What `core` needs of a desired state that arrived at `now`.
-pub(crate) fn desired(message: &v1::Desired, now: u64) -> Desired {
+pub fn desired(message: &v1::Desired, now: u64) -> Desired {
     let tasks: BTreeMap<TaskKey, Wanted> =
         message.tasks.iter().map(|task| (key(task), wanted(task, now))).collect();
     Desired { generation: message.generation, term: message.term, tasks }
@@ -63,7 +64,8 @@ pub(crate) fn key_of(spec: &Spec) -> TaskKey {
     TaskKey { allocation: spec.allocation, rank: spec.rank, epoch }
 }
 
-pub(crate) fn report(key: &TaskKey, task: &Task) -> v1::TaskReport {
+/// What the leader is told of a task.
+pub fn report(key: &TaskKey, task: &Task) -> v1::TaskReport {
     let (phase, exit_code, message) = match &task.phase {
         Phase::Starting => (v1::TaskPhase::Unspecified, 0, String::new()),
         Phase::Running => (v1::TaskPhase::Running, 0, String::new()),

@@ -370,6 +370,105 @@ async fn a_dead_shim_takes_its_task_with_it() {
     assert_eq!(rowen_agent::power_off(agent.dir.path()), 0, "nothing is left");
 }
 
+fn send(process: spec::ProcessId, signal: nix::sys::signal::Signal) {
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(process.pid), signal).unwrap();
+}
+
+/// Stopped, the two cannot end it; the task runs on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stopped_shim_and_guard_do_not_keep_a_task_from_its_end() {
+    let mut server = Server::start().await;
+    let agent = Agent::start(&server);
+    let (mut leader, _) = server.welcomed().await;
+    leader.beat().await;
+    let task = job(1, "sleep 300");
+    leader.want(1, vec![task.clone()]).await;
+    leader.phase(TaskPhase::Running).await;
+    let status = agent.status("j1-a1-r0");
+    send(status.guard.unwrap(), nix::sys::signal::Signal::SIGSTOP);
+    send(status.shim, nix::sys::signal::Signal::SIGSTOP);
+    leader.want(2, vec![stopping(&task, 100)]).await;
+    let asked = Instant::now();
+    let report = leader.phase(TaskPhase::Lost).await;
+    assert_eq!(report.message, "its shim did not end it in time; the agent did");
+    assert!(asked.elapsed() < Duration::from_secs(4), "{:?}", asked.elapsed());
+    assert!(!alive(status.processes[0].pid) && !alive(status.shim.pid));
+    assert_eq!(rowen_agent::power_off(agent.dir.path()), 0, "nothing is left");
+}
+
+/// Agent, shim and guard are gone at once; a daemon without parent or session is left.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_agent_starts_on_clean_gpus() {
+    let mut server = Server::start().await;
+    let mut agent = Agent::start(&server);
+    let (mut leader, _) = server.welcomed().await;
+    leader.beat().await;
+    let script = "(setsid sh -c 'echo $$ > daemon; exec sleep 300' &); exec sleep 300";
+    leader.want(1, vec![job(1, script), DesiredTask { gpus: vec![1], ..job(2, script) }]).await;
+    leader.phase(TaskPhase::Running).await;
+    leader.phase(TaskPhase::Running).await;
+    let pid = |task: &Path| fs::read_to_string(task.join("daemon")).unwrap_or_default();
+    let tasks = [agent.task("j1-a1-r0"), agent.task("j2-a1-r0")];
+    while tasks.iter().any(|task| pid(task).is_empty()) {
+        leader.turn().await;
+    }
+    let daemons: Vec<i32> = tasks.iter().map(|task| pid(task).trim().parse().unwrap()).collect();
+    agent.end().await;
+    drop(leader);
+    for name in ["j1-a1-r0", "j2-a1-r0"] {
+        let status = agent.status(name);
+        for process in [status.guard.unwrap(), status.shim] {
+            send(process, nix::sys::signal::Signal::SIGSTOP);
+        }
+        for process in [status.guard.unwrap(), status.shim] {
+            send(process, nix::sys::signal::Signal::SIGKILL);
+        }
+    }
+    assert!(daemons.iter().all(|pid| alive(*pid)), "the kernel does not know them");
+    // Somebody tidied up: only the mark in its environment tells whose it is.
+    fs::remove_dir_all(&tasks[1]).unwrap();
+    agent.resume(&server);
+    let (_leader, hello) = server.attached().await;
+    assert!(!daemons.iter().any(|pid| alive(*pid)), "found before anything was launched");
+    assert_eq!(hello.running.len(), 1);
+    assert_eq!(hello.running[0].message, "its shim died");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_launch_that_fails_by_this_node_is_no_failure_of_the_job() {
+    let mut server = Server::start().await;
+    let agent = Agent::start(&server);
+    let (mut leader, _) = server.welcomed().await;
+    leader.beat().await;
+    let (tasks, aside) = (agent.dir.path().join("tasks"), agent.dir.path().join("aside"));
+    fs::rename(&tasks, &aside).unwrap();
+    fs::write(&tasks, "").unwrap();
+    let begun = Instant::now();
+    for id in 1..=4 {
+        leader.want(id, vec![job(id, "sleep 300")]).await;
+        let report = leader.phase(TaskPhase::Lost).await;
+        let expect = "it could not be launched: task folder: Not a directory";
+        assert!(report.message.starts_with(expect), "{}", report.message);
+    }
+    // Each waits longer: 0, 200, 400 and 800 ms.
+    assert!(begun.elapsed() > Duration::from_millis(1300), "{:?}", begun.elapsed());
+    fs::remove_file(&tasks).unwrap();
+    fs::rename(&aside, &tasks).unwrap();
+    leader.want(5, vec![job(5, "sleep 300")]).await;
+    leader.phase(TaskPhase::Running).await;
+}
+
+#[tokio::test]
+async fn a_folder_of_another_machine_is_refused() {
+    let server = Server::start().await;
+    let dir = TempDir::new().unwrap();
+    fs::write(dir.path().join("machine"), "0123456789abcdef0123456789abcdef\n").unwrap();
+    let run = rowen_agent::run(config(dir.path(), &server.addr), std::future::pending::<()>());
+    let end = timeout(LIMIT, run).await.unwrap().unwrap_err().to_string();
+    assert!(end.contains("belongs to machine 0123456789abcdef0123456789abcdef, this is"), "{end}");
+    assert!(end.contains("pass an empty --dir"), "{end}");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_silent_leader_ends_the_tasks() {
     let mut server = Server::start().await;
@@ -398,7 +497,7 @@ async fn goes_where_the_leader_is_and_refuses_older_ones() {
     let (leader, _) = follower.attached().await;
     let refused = |leader: &str, r#final| {
         let leader = leader.to_string();
-        Kind::Refused(v1::Refused { why: "no".to_string(), leader, r#final })
+        Kind::Refused(v1::Refused { why: "no".to_string(), leader, r#final, retry_after_ms: 0 })
     };
     leader.say(refused(&server.addr, false)).await;
     let (leader, _) = server.attached().await;
@@ -415,6 +514,21 @@ async fn goes_where_the_leader_is_and_refuses_older_ones() {
     let (_stop, run) = agent.running.take().unwrap();
     let end = timeout(LIMIT, run).await.unwrap().unwrap().unwrap_err();
     assert!(end.to_string().contains("refused this node: no"), "{end}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn comes_again_when_the_leader_has_time() {
+    let mut server = Server::start().await;
+    let _agent = Agent::start(&server);
+    let (leader, first) = server.attached().await;
+    let asked = Instant::now();
+    leader.say(Kind::Refused(v1::Refused { retry_after_ms: 800, ..Default::default() })).await;
+    let (leader, again) = server.welcomed().await;
+    let waited = asked.elapsed().as_millis();
+    assert!(waited >= 800, "it came after {waited} ms: that moment was not its own yet");
+    assert!(again.said_ms > first.said_ms, "what it says is of now");
+    drop(leader);
+    server.welcomed().await; // a stream that ends is opened again, without such a pause
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -504,4 +618,24 @@ async fn a_machine_without_gpus_says_so() {
         found.note.as_deref().is_some_and(|note| note.starts_with("no GPU: "))
     );
     assert!(found.gpus.iter().all(|gpu| gpu.uuid.starts_with("GPU-") && gpu.memory_mib > 0));
+}
+
+#[tokio::test]
+async fn a_probe_that_crashes_takes_nothing_with_it_and_says_one_line() {
+    let dir = TempDir::new().unwrap();
+    let program = dir.path().join("probe");
+    let check = async |script: &str, expect: &str| {
+        fs::write(&program, format!("#!/bin/sh\n{script}\n")).unwrap();
+        fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
+        let found = rowen_agent::discover::discover(&program).await;
+        assert_eq!((found.gpus.len(), found.note.as_deref()), (0, Some(expect)));
+    };
+    check(
+        "echo a panic >&2; echo in libcuda >&2; kill -SEGV $$",
+        "no GPU: the probe ended with signal: 11 (SIGSEGV) and said: in libcuda",
+    )
+    .await;
+    check("echo not JSON", "no GPU: the probe ended with exit status: 0 and said: nothing").await;
+    let missing = rowen_agent::discover::discover(&dir.path().join("none")).await.note.unwrap();
+    assert!(missing.contains("could not be run") && missing.lines().count() == 1, "{missing}");
 }

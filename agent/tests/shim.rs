@@ -1,139 +1,18 @@
 //! The shim alone, with real processes: what it launches, how it ends it.
 
-#![expect(clippy::unwrap_used, reason = "a test")]
+#[expect(dead_code, reason = "other test files use the rest")]
+mod task;
 
 use std::{
-    collections::BTreeMap,
     fs,
-    io::{BufRead, BufReader, Write},
-    os::unix::net::UnixStream,
-    path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    io::{BufRead, BufReader},
+    path::PathBuf,
     time::{Duration, Instant},
 };
 
-use nix::time::{ClockId, clock_gettime};
-use rowen_agent::spec::{
-    self, NOTICE_FILE, Notice, OwnerKind, OwnerSpec, SOCKET, SPEC_FILE, STATUS_FILE, ShimPhase,
-    Spec, Status, StopLine,
-};
-use tempfile::TempDir;
+use rowen_agent::spec::{self, NOTICE_FILE, Notice, ShimPhase, Spec, Status};
 
-const SHIM: &str = env!("CARGO_BIN_EXE_rowen-agent-shim");
-
-struct Task {
-    folder: TempDir,
-    child: Child,
-    started: Instant,
-}
-
-/// A task of one process a script, with a node lease that lasts `lease_ms`.
-fn start(script: &str, lease_ms: u64, change: impl FnOnce(&mut Spec)) -> Task {
-    let folder = TempDir::new().unwrap();
-    let path = std::env::var("PATH").unwrap();
-    let mut spec = Spec {
-        boot_id: String::new(),
-        allocation: 1,
-        rank: 0,
-        incarnation: 1,
-        index: 1,
-        owner: OwnerSpec { kind: OwnerKind::Job, id: 1, name: String::new(), part: 1 },
-        gpus: Vec::new(),
-        command: ["sh", "-c", script].map(str::to_string).to_vec(),
-        working_dir: String::new(),
-        processes: vec![BTreeMap::from([("PATH".to_string(), path)])],
-        notice_ms: 300,
-        lease_file: folder.path().join("lease"),
-        cgroup: None,
-        cpus: 0,
-        memory_mib: 0,
-        port: 0,
-        probe: None,
-        log_max_bytes: 1 << 20,
-        log_keep: 2,
-    };
-    change(&mut spec);
-    for (local, env) in spec.processes.iter_mut().enumerate() {
-        env.insert("LOCAL_RANK".to_string(), local.to_string());
-    }
-    renew(folder.path(), lease_ms);
-    spec::write(&folder.path().join(SPEC_FILE), &spec).unwrap();
-    let mut command = Command::new(SHIM);
-    command.arg("shim").arg(folder.path()).stdin(Stdio::null());
-    Task { child: command.spawn().unwrap(), folder, started: Instant::now() }
-}
-
-fn renew(dir: &Path, lease_ms: u64) {
-    let expires_ms = boottime_ms() + lease_ms;
-    let bytes = [expires_ms.to_le_bytes(), (!expires_ms).to_le_bytes()].concat();
-    fs::write(dir.join("lease"), bytes).unwrap();
-}
-
-fn boottime_ms() -> u64 {
-    let time = clock_gettime(ClockId::CLOCK_BOOTTIME).unwrap();
-    (time.tv_sec() * 1000 + time.tv_nsec() / 1_000_000).try_into().unwrap()
-}
-
-const LONG_MS: u64 = 60_000;
-
-impl Task {
-    fn dir(&self) -> &Path {
-        self.folder.path()
-    }
-
-    fn read(&self, name: &str) -> String {
-        fs::read_to_string(self.dir().join(name)).unwrap_or_default()
-    }
-
-    /// Waits until a file holds `text`.
-    fn says(&self, name: &str, text: &str) {
-        let deadline = Instant::now() + Duration::from_secs(5);
-        while !self.read(name).contains(text) {
-            assert!(Instant::now() < deadline, "{name} never said {text:?}: {:?}", self.read(name));
-            std::thread::sleep(Duration::from_millis(2));
-        }
-    }
-
-    fn stop(&self, withdraw_ms: u64, grace_ms: u64) {
-        let term_at_ms = boottime_ms() + withdraw_ms;
-        let kill_at_ms = term_at_ms + grace_ms;
-        let line = StopLine { term_at_ms, kill_at_ms, reason: "a test".to_string() };
-        let mut stream = self.connect();
-        writeln!(stream, "{}", serde_json::to_string(&line).unwrap()).unwrap();
-        // Read one line back, or the shim might see us gone before the order.
-        BufReader::new(stream).read_line(&mut String::new()).unwrap();
-    }
-
-    fn connect(&self) -> UnixStream {
-        let deadline = Instant::now() + Duration::from_secs(5);
-        loop {
-            match UnixStream::connect(self.dir().join(SOCKET)) {
-                Ok(stream) => return stream,
-                Err(error) => assert!(Instant::now() < deadline, "{error}"),
-            }
-            std::thread::sleep(Duration::from_millis(2));
-        }
-    }
-
-    /// Waits for the end: status, and how long the task took.
-    fn end(&mut self) -> (Status, Duration) {
-        assert!(self.child.wait().unwrap().success());
-        let status: Status = spec::read(&self.dir().join(STATUS_FILE)).unwrap();
-        assert_eq!(status.phase, ShimPhase::Exited);
-        (status, self.started.elapsed())
-    }
-}
-
-impl Drop for Task {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-    }
-}
-
-fn alive(pid: &str) -> bool {
-    let stat = fs::read_to_string(format!("/proc/{}/stat", pid.trim())).unwrap_or_default();
-    stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with('Z'))
-}
+use crate::task::{LONG_MS, alive, start};
 
 #[test]
 fn passes_on_output_and_exit_code() {
@@ -306,7 +185,7 @@ fn goes_on_while_the_node_lease_is_renewed() {
     let mut task = start("sleep 1.5; exit 4", 1000, |_| {});
     for _ in 0..9 {
         std::thread::sleep(Duration::from_millis(150));
-        renew(task.dir(), 1000);
+        task.renew(1000);
     }
     assert_eq!(task.end().0.exit_code, 4);
 }

@@ -238,6 +238,9 @@ fn server_config(id: u64, addr: &str, timing: &Timing) -> Config {
         listen: std::net::SocketAddr::from(([127, 0, 0, 1], 7077)),
         advertise: Some(addr.to_owned()),
         bootstrap: false,
+        agents_per_s: None,
+        archive_retain: rowen_raft::ARCHIVE_RETAIN,
+        accept_torn_tail: false,
         timing: rowen_server::Timing {
             node_lease_ms: timing.node_lease_ms,
             heartbeat_ms: timing.heartbeat_ms,

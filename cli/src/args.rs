@@ -104,7 +104,7 @@ pub(crate) enum Verb {
     /// Rebuild any moment from a replica's data folder, and check it.
     Replay(crate::verbs::ReplayArgs),
     /// Run a replica of the control plane.
-    Serve(ServeArgs),
+    Serve(RunArgs),
     /// Run the agent of a node.
     Agent(AgentArgs),
     /// Print the JSON Schema of a kind of file.
@@ -432,8 +432,67 @@ pub(crate) enum FabricVerb {
     Check(ValidateArgs),
     /// Replace the cluster's fabric by a file's.
     Set(FileArgs),
+    /// Turn what another system knows of a fabric into a fabric file.
+    Import(Box<ImportArgs>),
     /// Print the JSON Schema of fabric files.
     Schema,
+}
+
+/// `fabric import`.
+#[derive(Debug, Args)]
+pub(crate) struct ImportArgs {
+    /// What the file is written in.
+    #[arg(long, value_name = "FORMAT")]
+    pub(crate) from: ImportFormat,
+    /// The file; `-` reads standard input.
+    #[arg(value_name = "FILE")]
+    pub(crate) file: String,
+    /// Write the fabric file here and print what was found; left out: the other way round.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) to: Option<String>,
+    /// The nodes, as a host list: all other hosts are left out. Of one machine's inside: the
+    /// machines that are like it.
+    #[arg(long, value_name = "HOSTS")]
+    pub(crate) nodes: Option<String>,
+    /// Site of all nodes.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) site: Option<String>,
+    /// The inside of each node, as nccl:FILE or nvidia-smi:FILE.
+    #[arg(long, value_name = "FORMAT:FILE")]
+    pub(crate) inside: Option<String>,
+    /// Model of each node's GPUs.
+    #[arg(long, value_name = "MODEL")]
+    pub(crate) gpu_model: Option<String>,
+    /// GPUs of each node.
+    #[arg(long, value_name = "N")]
+    pub(crate) gpus: Option<u16>,
+    /// Memory of each GPU.
+    #[arg(long, value_name = "MIB")]
+    pub(crate) gpu_memory_mib: Option<u64>,
+    /// Model of each node's NICs.
+    #[arg(long, value_name = "MODEL")]
+    pub(crate) nic: Option<String>,
+    /// Hardware threads of each node.
+    #[arg(long, value_name = "N")]
+    pub(crate) cpus: Option<u32>,
+    /// Main memory of each node.
+    #[arg(long, value_name = "MIB")]
+    pub(crate) memory_mib: Option<u64>,
+}
+
+/// What `fabric import` reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ImportFormat {
+    /// Slurm's topology.conf, tree or block.
+    Slurm,
+    /// The output of ibnetdiscover.
+    Ibnetdiscover,
+    /// A model of NVIDIA topograph.
+    Topograph,
+    /// NCCL's topology XML of one machine.
+    Nccl,
+    /// The matrix of nvidia-smi topo -m of one machine.
+    NvidiaSmi,
 }
 
 /// One file.
@@ -488,6 +547,17 @@ pub(crate) struct FillerNameArgs {
 }
 
 /// `serve`.
+#[derive(Debug, Args)]
+pub(crate) struct RunArgs {
+    #[command(flatten)]
+    pub(crate) serve: ServeArgs,
+    /// Your word, for this start, that the damaged end of the log after a power cut is a write
+    /// that nobody was told of. Where most replicas need it, nobody else can elect a leader.
+    #[arg(long)]
+    pub(crate) accept_torn_tail: bool,
+}
+
+/// Which replica.
 #[derive(Debug, Args)]
 pub(crate) struct ServeArgs {
     /// Configuration of the replica, TOML.
@@ -593,9 +663,12 @@ mod tests {
             "rowen node uncordon node1",
             "rowen fabric show -w",
             "rowen fabric check fabric.yaml",
+            "rowen fabric import --from slurm topology.conf --gpus 8 --to fabric.yaml",
+            "rowen fabric import --from ibnetdiscover - --nodes n[1-8] --inside nccl:topo.xml",
             "rowen filler deploy chat.yaml --set instances.max=2",
             "rowen filler rm chat",
             "rowen serve --config rowen.toml",
+            "rowen serve --config rowen.toml --accept-torn-tail",
             "rowen node forget node1 --i-checked",
             "rowen cluster init --config rowen.toml",
             "rowen cluster join --config rowen.toml --peer a:1,b:1",
@@ -623,6 +696,8 @@ mod tests {
             "rowen node drain",
             "rowen cluster",
             "rowen cluster join --config rowen.toml",
+            "rowen fabric import topology.conf",
+            "rowen fabric import --from lshw x",
             "rowen cluster remove 0",
             "rowen cluster transfer-leader --to x",
             "rowen cluster restore rowen.backup",

@@ -22,6 +22,11 @@ use clap::Parser as _;
 
 use crate::output::{may_colour, note};
 
+/// A replica under load spends a sixth of its time in glibc's allocator, much of it on memory that
+/// one thread took and another gives back.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// As a shell sees a process that SIGPIPE ended.
 const BROKEN_PIPE: u8 = 141;
 

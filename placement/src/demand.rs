@@ -38,6 +38,11 @@ impl Claim {
         }
     }
 
+    /// Whether every model will do.
+    pub(crate) fn admits_all(&self) -> bool {
+        self.model == Model::Any
+    }
+
     pub(crate) fn admits(&self, model: ModelId) -> bool {
         match self.model {
             Model::Any => true,

@@ -7,9 +7,10 @@ use crate::{
     Cycle, Verdict,
     demand::Ask,
     draft::Draft,
-    fit::{self, Pool, Slots},
+    fit,
     node::Fate,
     reason::{self, Census},
+    slots::{Pool, Slots},
 };
 
 /// Why a job waits, or where it is.
@@ -91,7 +92,7 @@ fn queued(view: &Cluster, job: &Job, base: Explanation) -> Explanation {
     let mut cycle = Cycle::new(view);
     cycle.gangs_before(|other| other.id == job.id);
     let ask = Ask::new(&job.spec, view.index());
-    let levels = levels(&cycle.draft, &ask);
+    let levels = levels(&mut cycle.draft, &ask);
     let position = view.queue().take_while(|other| other.id != job.id).count() + 1;
     let base = Explanation { levels, queue_position: position as u32, ..base };
     let before = cycle.draft.checkpoint();
@@ -107,8 +108,8 @@ fn queued(view: &Cluster, job: &Job, base: Explanation) -> Explanation {
             let first_end = first_end(&cycle.draft, &ask);
             Explanation {
                 summary: format!("job {} waits: {reason}", job.id),
-                binding_constraint: binding(&cycle.draft, &ask),
-                cheapest_change: cheapest_change(&cycle.draft, &ask, first_end),
+                binding_constraint: binding(&mut cycle.draft, &ask),
+                cheapest_change: cheapest_change(&mut cycle.draft, &ask, first_end),
                 start_estimate_ms: first_end.map(|(end_ms, _)| end_ms),
                 ..base
             }
@@ -116,13 +117,15 @@ fn queued(view: &Cluster, job: &Job, base: Explanation) -> Explanation {
     }
 }
 
-fn levels(draft: &Draft<'_>, ask: &Ask) -> Vec<LevelReason> {
+fn levels(draft: &mut Draft<'_>, ask: &Ask) -> Vec<LevelReason> {
     let index = draft.index();
-    let (room, empty) =
-        (Slots::of(draft, &ask.claim, Pool::Evicted), reason::capacity(draft, &ask.claim));
+    draft.slots(&ask.claim, Pool::Evicted);
+    draft.slots(&ask.claim, Pool::Empty);
+    let room = draft.counted(&ask.claim, Pool::Evicted);
+    let empty = draft.counted(&ask.claim, Pool::Empty);
     let of_level = |level| {
-        let (nearest, workers) = reason::nearest(draft, &room, level)?;
-        let holds = |domain: &_| empty.within(index, *domain) >= u64::from(ask.workers);
+        let (nearest, workers) = reason::nearest(index, room, level)?;
+        let holds = |domain: &_| empty.within(*domain) >= u64::from(ask.workers);
         let lacks = u64::from(ask.workers).saturating_sub(workers);
         Some(LevelReason {
             level,
@@ -135,12 +138,13 @@ fn levels(draft: &Draft<'_>, ask: &Ask) -> Vec<LevelReason> {
     Level::ALL.into_iter().filter_map(of_level).collect()
 }
 
-fn binding(draft: &Draft<'_>, ask: &Ask) -> String {
+fn binding(draft: &mut Draft<'_>, ask: &Ask) -> String {
     if reason::never(draft, ask).is_some() {
         return "the size and kind of the fabric".into();
     }
-    let room = Slots::of(draft, &ask.claim, Pool::Soon);
-    match reason::nearest(draft, &room, ask.required) {
+    let index = draft.index();
+    let room = draft.slots(&ask.claim, Pool::Soon);
+    match reason::nearest(index, room, ask.required) {
         Some((_, workers)) if workers >= ask.workers.into() => "GPUs that are coming free".into(),
         Some((nearest, _)) => Census::of(draft, &ask.claim, nearest).binding().into(),
         None => "a fabric".into(),
@@ -148,13 +152,14 @@ fn binding(draft: &Draft<'_>, ask: &Ask) -> String {
 }
 
 /// What would admit the job now, or first.
-fn cheapest_change(draft: &Draft<'_>, ask: &Ask, first_end: Option<(u64, JobId)>) -> String {
-    let never = reason::never(draft, ask).is_some();
-    let room = match never {
-        true => reason::capacity(draft, &ask.claim),
-        false => Slots::of(draft, &ask.claim, Pool::Evicted),
+fn cheapest_change(draft: &mut Draft<'_>, ask: &Ask, first_end: Option<(u64, JobId)>) -> String {
+    let pool = match reason::never(draft, ask).is_some() {
+        true => Pool::Empty,
+        false => Pool::Evicted,
     };
-    let most = |level| reason::nearest(draft, &room, level).map_or(0, |(_, workers)| workers);
+    let (index, now_ms) = (draft.index(), draft.view.now_ms());
+    let room = draft.slots(&ask.claim, pool);
+    let most = |level| reason::nearest(index, room, level).map_or(0, |(_, workers)| workers);
     let needed = u64::from(ask.workers);
     let mut changes = Vec::new();
     let wider = Level::ALL.into_iter().rev().filter(|level| *level < ask.required);
@@ -168,7 +173,7 @@ fn cheapest_change(draft: &Draft<'_>, ask: &Ask, first_end: Option<(u64, JobId)>
         _ => {}
     }
     if let Some((end_ms, job)) = first_end {
-        let in_s = end_ms.saturating_sub(draft.view.now_ms()).div_ceil(1_000);
+        let in_s = end_ms.saturating_sub(now_ms).div_ceil(1_000);
         changes.push(format!("the end of job {job} (time limit in {in_s} s)"));
     }
     changes.join(", or ")

@@ -17,9 +17,11 @@ mod draft;
 mod dry_run;
 mod explain;
 mod fit;
+mod floors;
 mod node;
 mod passes;
 mod reason;
+mod slots;
 
 use std::collections::BTreeMap;
 
@@ -108,7 +110,7 @@ impl<'a> Cycle<'a> {
         if let Some(reason) = earmark::earmark(&mut self.draft, ask) {
             return Verdict::Wait(reason);
         }
-        let reason = reason::why_not(&self.draft, ask);
+        let reason = reason::why_not(&mut self.draft, ask);
         self.stuck.insert(*ask, reason.clone());
         Verdict::Wait(reason)
     }

@@ -1,14 +1,18 @@
 //! One node as a draft sees it: what is free, who is on it, and what would be free without them.
 //! Knows nothing of other nodes.
 
-use rowen_state::{Allocation, AllocationId, Cluster, GpuMask, Node, Owner};
+use std::collections::BTreeMap;
+
+use rowen_state::{Allocation, AllocationId, Cluster, Evictable, GpuMask, Host, Node, Owner, Room};
+use rowen_topology::NodePos;
 
 use crate::demand::Claim;
 
 /// Lost with every eviction, whatever the filler earns: of two ways that cost the same, the one with
-/// fewer victims is better.
-const EVICTION_MICROS: u128 = 1_000;
-const HOUR_MS: u128 = 3_600_000;
+/// fewer victims is better. Divisible by all usual sizes of instances, so that [`crate::floors`]
+/// are exact where all fillers are alike.
+pub(crate) const EVICTION_MICROS: u128 = 1_680;
+pub(crate) const HOUR_MS: u128 = 3_600_000;
 /// What should have ended this long ago may never end: nobody is made to wait for it.
 const OVERDUE_MS: u64 = 30_000;
 
@@ -47,34 +51,84 @@ pub(crate) struct DraftNode {
     pub(crate) tenants: Vec<Tenant>,
     /// GPUs kept for a gang that waits for more.
     pub(crate) kept: u32,
-    /// 0: not declared, so not counted.
-    cpus: u64,
-    memory_mib: u64,
-    claimed_cpus: u64,
-    claimed_memory_mib: u64,
+    /// What nobody has claimed.
+    host: Host,
+}
+
+/// What leaves a node for nobody.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Leaving {
+    pub(crate) gpus: GpuMask,
+    pub(crate) cpus: u64,
+    pub(crate) memory_mib: u64,
+}
+
+impl Leaving {
+    fn add(&mut self, tenant: &Tenant) {
+        self.gpus = self.gpus.or(tenant.gpus);
+        self.cpus += tenant.cpus;
+        self.memory_mib += tenant.memory_mib;
+    }
+}
+
+/// What leaves each node in the view, where anything does.
+pub(crate) fn leaving(view: &Cluster) -> BTreeMap<NodePos, Leaving> {
+    let mut leaving: BTreeMap<NodePos, Leaving> = BTreeMap::new();
+    for allocation in view.stopping() {
+        let mut nodes: Vec<_> = allocation.tasks.iter().map(|task| task.node).collect();
+        nodes.sort_unstable();
+        nodes.dedup();
+        for node in nodes.into_iter().filter_map(|id| view.nodes().get(id)) {
+            let Some(pos) = view.pos_of(node.id).filter(|_| node.schedulable()) else { continue };
+            let tenant = tenant(view, node, allocation);
+            if tenant.fate == Fate::Leaving {
+                leaving.entry(pos).or_default().add(&tenant);
+            }
+        }
+    }
+    leaving
 }
 
 impl DraftNode {
-    pub(crate) fn load(view: &Cluster, node: &Node) -> DraftNode {
+    /// The node with its owners; `room`: what is left of it, moves of the draft included.
+    pub(crate) fn load(view: &Cluster, node: &Node, room: Room) -> DraftNode {
         if !node.schedulable() {
             return DraftNode::default();
         }
-        let (cpus, memory_mib) = view.claimed(node);
         let tenants = node.owners().into_iter().filter_map(|id| view.allocations().get(id));
         DraftNode {
-            free: node.free(),
+            free: room.free,
             tenants: tenants.map(|allocation| tenant(view, node, allocation)).collect(),
             kept: 0,
-            cpus: node.cpus.into(),
-            memory_mib: node.memory_mib,
-            claimed_cpus: cpus.into(),
-            claimed_memory_mib: memory_mib,
+            host: room.host,
         }
+    }
+
+    /// What is left for new work at once.
+    pub(crate) fn room(&self) -> Room {
+        Room { free: self.free, host: self.host }
+    }
+
+    /// What evictions would give, with the bounds of `before`.
+    pub(crate) fn evictable(&self, before: Evictable) -> Evictable {
+        let mut sum = Leaving::default();
+        let evictable = self.tenants.iter().filter(|tenant| tenant.fate == Fate::Evictable);
+        evictable.for_each(|tenant| sum.add(tenant));
+        let Leaving { gpus, cpus, memory_mib } = sum;
+        Evictable { gpus, cpus: cpus as u32, memory_mib, ..before }
+    }
+
+    /// What leaves for nobody.
+    pub(crate) fn leaving(&self) -> Leaving {
+        let mut sum = Leaving::default();
+        let leaving = self.tenants.iter().filter(|tenant| tenant.fate == Fate::Leaving);
+        leaving.for_each(|tenant| sum.add(tenant));
+        sum
     }
 
     /// How many workers fit once the tenants of which `gone` says yes have gone.
     pub(crate) fn slots(&self, claim: &Claim, gone: impl Fn(&Tenant) -> bool) -> u32 {
-        self.room(self.tenants.iter().filter(|tenant| gone(tenant))).slots(claim)
+        self.without(self.tenants.iter().filter(|tenant| gone(tenant))).slots(claim)
     }
 
     /// Likewise once exactly `victims` have gone.
@@ -86,14 +140,6 @@ impl DraftNode {
     pub(crate) fn gpus_of(&self, such: impl Fn(Fate) -> bool) -> GpuMask {
         let tenants = self.tenants.iter().filter(|tenant| such(tenant.fate));
         tenants.fold(GpuMask::NONE, |mask, tenant| mask.or(tenant.gpus))
-    }
-
-    /// The least loss a GPU, and the shortest notice, of those that may be evicted.
-    pub(crate) fn cheapest(&self) -> (u128, u64) {
-        let evictable = self.tenants.iter().filter(|tenant| tenant.fate == Fate::Evictable);
-        evictable.fold((u128::MAX, u64::MAX), |(loss, notice), tenant| {
-            (loss.min(tenant.loss_a_gpu), notice.min(tenant.notice_ms))
-        })
     }
 
     /// The cheapest victims found for each number of workers up to `most`, by rising workers.
@@ -125,30 +171,26 @@ impl DraftNode {
         workers: u32,
         order: &[&'t Tenant],
     ) -> Option<Vec<&'t Tenant>> {
-        let mut room = self.room(order.iter().copied());
-        if room.slots(claim) < workers {
+        let mut space = self.without(order.iter().copied());
+        if space.slots(claim) < workers {
             return None;
         }
         let mut needed = Vec::new();
         for tenant in order.iter().rev() {
-            let with = room;
-            room.stays(tenant);
-            if room.slots(claim) < workers {
-                room = with;
+            let with = space;
+            space.stays(tenant);
+            if space.slots(claim) < workers {
+                space = with;
                 needed.push(*tenant);
             }
         }
         Some(needed)
     }
 
-    fn room<'t>(&self, gone: impl Iterator<Item = &'t Tenant>) -> Room {
-        let mut room = Room {
-            gpus: self.free.count(),
-            cpus: (self.cpus, self.claimed_cpus),
-            memory_mib: (self.memory_mib, self.claimed_memory_mib),
-        };
-        gone.for_each(|tenant| room.leaves(tenant));
-        room
+    fn without<'t>(&self, gone: impl Iterator<Item = &'t Tenant>) -> Space {
+        let mut space = Space { gpus: self.free.count(), host: self.host };
+        gone.for_each(|tenant| space.leaves(tenant));
+        space
     }
 
     /// `count` GPUs. Victims' go before free ones, which can be filled at once while the others
@@ -176,8 +218,9 @@ impl DraftNode {
             }
             tenant.gpus = tenant.gpus.without(gpus);
         }
-        self.claimed_cpus += claim.cpus * u64::from(workers);
-        self.claimed_memory_mib += claim.memory_mib * u64::from(workers);
+        let workers = i64::from(workers);
+        self.host =
+            self.host.plus(-(claim.cpus as i64) * workers, -(claim.memory_mib as i64) * workers);
     }
 }
 
@@ -190,48 +233,43 @@ pub(crate) struct Offer {
 
 /// What a node has for workers. Shares of tenants are disjoint, so counts are enough.
 #[derive(Clone, Copy)]
-struct Room {
+struct Space {
     gpus: u32,
-    /// All there are (0: not counted), and those claimed.
-    cpus: (u64, u64),
-    memory_mib: (u64, u64),
+    host: Host,
 }
 
-impl Room {
+impl Space {
     fn leaves(&mut self, tenant: &Tenant) {
         self.gpus += tenant.gpus.count();
-        self.cpus.1 -= tenant.cpus;
-        self.memory_mib.1 -= tenant.memory_mib;
+        self.host = self.host.plus(tenant.cpus as i64, tenant.memory_mib as i64);
     }
 
     fn stays(&mut self, tenant: &Tenant) {
         self.gpus -= tenant.gpus.count();
-        self.cpus.1 += tenant.cpus;
-        self.memory_mib.1 += tenant.memory_mib;
+        self.host = self.host.plus(-(tenant.cpus as i64), -(tenant.memory_mib as i64));
     }
 
     fn slots(&self, claim: &Claim) -> u32 {
         (self.gpus / claim.gpus)
-            .min(times(self.cpus, claim.cpus))
-            .min(times(self.memory_mib, claim.memory_mib))
+            .min(times(self.host.cpus, claim.cpus))
+            .min(times(self.host.memory_mib, claim.memory_mib))
     }
 }
 
-/// How often `each` fits into what `claimed` leaves of `total`. More may be claimed than there is,
-/// while fillers drain on a node that is held; a claim of nothing fits even then, as in apply.
-fn times((total, claimed): (u64, u64), each: u64) -> u32 {
-    if total == 0 || each == 0 {
+/// How often `each` fits into what is left. Less than nothing may be left, while fillers drain on
+/// a node that is held; a claim of nothing fits even then, as in apply.
+fn times(left: i64, each: u64) -> u32 {
+    if left == Host::UNCOUNTED || each == 0 {
         return u32::MAX;
     }
-    u32::try_from(total.saturating_sub(claimed) / each).unwrap_or(u32::MAX)
+    u32::try_from(left.max(0) as u64 / each).unwrap_or(u32::MAX)
 }
 
 fn tenant(view: &Cluster, node: &Node, allocation: &Allocation) -> Tenant {
     // A sick GPU would end the hold that was made for it.
     let usable = |slot: &rowen_state::GpuSlot| slot.healthy && slot.held.is_none();
     let gpus = node.mask(|slot| slot.owner == Some(allocation.id) && usable(slot));
-    let here = allocation.tasks.iter().filter(|task| task.node == node.id && !task.released);
-    let tasks = here.count() as u64;
+    let tasks = u64::from(view.tasks_on(node, allocation));
     let leaving = allocation.stop.map(|stop| view.now_ms() <= stop.deadline_ms + OVERDUE_MS);
     let fate = match allocation.owner {
         _ if leaving == Some(true) => Fate::Leaving,
@@ -261,5 +299,5 @@ fn loss_micros(view: &Cluster, allocation: &Allocation) -> u128 {
     let age_ms = view.now_ms().saturating_sub(allocation.bound_ms);
     let lost_ms = u128::from(filler.spec.warm_up_ms.min(age_ms) + allocation.notice_ms);
     let gpus = u128::from(allocation.resources.gpus);
-    EVICTION_MICROS + u128::from(filler.spec.value_micros) * gpus * lost_ms / HOUR_MS
+    EVICTION_MICROS + gpus * (u128::from(filler.spec.value_micros) * lost_ms / HOUR_MS)
 }

@@ -5,13 +5,13 @@
 //! if they were free.
 
 use rowen_state::Filler;
-use rowen_topology::{DomainId, Level};
+use rowen_topology::{DomainId, FlatIndex, Level};
 
 use crate::{
     demand::{Ask, Claim, LevelWord, Model},
     draft::Draft,
-    fit::{self, Pool, Slots},
-    node::Fate,
+    fit,
+    slots::{Pool, Slots},
 };
 
 /// Longest reason. The state keeps 512 bytes of it: a longer one would never be found to be the
@@ -28,15 +28,15 @@ pub(crate) fn bounded(mut reason: String) -> String {
 }
 
 /// Why a gang that no pass could place waits.
-pub(crate) fn why_not(draft: &Draft<'_>, ask: &Ask) -> String {
+pub(crate) fn why_not(draft: &mut Draft<'_>, ask: &Ask) -> String {
     if let Some(reason) = never(draft, ask) {
         return reason;
     }
-    let room = Slots::of(draft, &ask.claim, Pool::Soon);
-    let Some((nearest, workers)) = nearest(draft, &room, ask.required) else {
+    let index = draft.index();
+    let room = draft.slots(&ask.claim, Pool::Soon);
+    let Some((nearest, workers)) = nearest(index, room, ask.required) else {
         return "the fabric has no nodes yet".into();
     };
-    let index = draft.index();
     let needs = ask.in_words(index);
     let name = fit::name(index, nearest);
     let gives = workers * u64::from(ask.claim.gpus);
@@ -46,23 +46,24 @@ pub(crate) fn why_not(draft: &Draft<'_>, ask: &Ask) -> String {
 }
 
 /// Why the gang does not fit even on an empty fabric, if so.
-pub(crate) fn never(draft: &Draft<'_>, ask: &Ask) -> Option<String> {
+pub(crate) fn never(draft: &mut Draft<'_>, ask: &Ask) -> Option<String> {
     if let Some(reason) = no_such_node(draft, &ask.claim) {
         return Some(format!("can never start: {reason}"));
     }
-    let (largest, workers) = nearest(draft, &capacity(draft, &ask.claim), ask.required)?;
+    let index = draft.index();
+    let (largest, workers) = nearest(index, draft.slots(&ask.claim, Pool::Empty), ask.required)?;
     (workers < ask.workers.into()).then(|| {
         format!(
             "can never start: needs {}; the largest, {}, holds {workers} of {} workers when empty",
-            ask.in_words(draft.index()),
-            fit::name(draft.index(), largest),
+            ask.in_words(index),
+            fit::name(index, largest),
             ask.workers
         )
     })
 }
 
 /// Why a filler gets no more instances.
-pub(crate) fn no_room_on_a_node(draft: &Draft<'_>, filler: &Filler, claim: &Claim) -> String {
+pub(crate) fn no_room_on_a_node(draft: &mut Draft<'_>, filler: &Filler, claim: &Claim) -> String {
     if let (Model::Unknown, Some(model)) = (claim.model, &filler.spec.resources.gpu_model) {
         return format!("no node has the GPU model {model}; there are {}", models(draft));
     }
@@ -73,7 +74,7 @@ pub(crate) fn no_room_on_a_node(draft: &Draft<'_>, filler: &Filler, claim: &Clai
 }
 
 /// Why not even an empty node holds one worker, if so.
-fn no_such_node(draft: &Draft<'_>, claim: &Claim) -> Option<String> {
+fn no_such_node(draft: &mut Draft<'_>, claim: &Claim) -> Option<String> {
     let index = draft.index();
     if index.node_count() == 0 {
         return None; // a fabric may come
@@ -81,19 +82,18 @@ fn no_such_node(draft: &Draft<'_>, claim: &Claim) -> Option<String> {
     if claim.model == Model::Unknown {
         return Some(format!("no node has the GPU model asked for; there are {}", models(draft)));
     }
+    if draft.slots(claim, Pool::Empty).nodes().iter().any(|slots| *slots > 0) {
+        return None;
+    }
     let admitted = draft.positions().filter(|pos| claim.admits(index.model(*pos)));
     let most = admitted.map(|pos| u32::from(index.gpu_count(pos))).max().unwrap_or(0);
-    if most < claim.gpus {
-        return Some(format!("no node has {}, the largest has {most}", claim.in_words(index)));
-    }
-    let room = capacity(draft, claim);
-    draft.positions().all(|pos| room.at(pos) == 0).then(|| {
-        format!(
-            "no node has {} with {} cores and {} MiB of memory",
-            claim.in_words(index),
-            claim.cpus,
-            claim.memory_mib
-        )
+    let wanted = claim.in_words(index);
+    Some(match most < claim.gpus {
+        true => format!("no node has {wanted}, the largest has {most}"),
+        false => format!(
+            "no node has {wanted} with {} cores and {} MiB of memory",
+            claim.cpus, claim.memory_mib
+        ),
     })
 }
 
@@ -103,24 +103,9 @@ fn models(draft: &Draft<'_>) -> String {
     names.join(", ")
 }
 
-/// Room on an empty fabric with every node up.
-pub(crate) fn capacity(draft: &Draft<'_>, claim: &Claim) -> Slots {
-    let holds = |total: u64, each: u64| match (total, each) {
-        (0, _) | (_, 0) => u32::MAX,
-        (total, each) => u32::try_from(total / each).unwrap_or(u32::MAX),
-    };
-    Slots::count(draft, claim, |pos| {
-        let node = draft.view.node_at(pos);
-        (node.gpus.len() as u32 / claim.gpus)
-            .min(holds(node.cpus.into(), claim.cpus))
-            .min(holds(node.memory_mib, claim.memory_mib))
-    })
-}
-
 /// The domain of a level with the most room, and how much. `None` without nodes.
-pub(crate) fn nearest(draft: &Draft<'_>, room: &Slots, level: Level) -> Option<(DomainId, u64)> {
-    let with_room = fit::domains(draft.index(), level)
-        .map(|domain| (domain, room.within(draft.index(), domain)));
+pub(crate) fn nearest(index: &FlatIndex, room: &Slots, level: Level) -> Option<(DomainId, u64)> {
+    let with_room = fit::domains(index, level).map(|domain| (domain, room.within(domain)));
     with_room.max_by_key(|(domain, room)| (*room, std::cmp::Reverse(*domain)))
 }
 
@@ -135,25 +120,33 @@ pub(crate) struct Census {
 }
 
 impl Census {
+    /// `draft` has counted the claim against what is free soon.
     pub(crate) fn of(draft: &Draft<'_>, claim: &Claim, domain: DomainId) -> Census {
-        let index = draft.index();
+        let (index, slots) = (draft.index(), draft.counted(claim, Pool::Soon));
         let mut census = Census::default();
-        for pos in draft.nodes_of(domain).filter(|pos| claim.admits(index.model(*pos))) {
+        let nodes = index.domain(domain).nodes.clone();
+        for (pos, count) in draft.rooms().counts_of(nodes) {
+            if !claim.admits(index.model(pos)) {
+                continue;
+            }
             let gpus = u32::from(index.gpu_count(pos));
-            let machine = draft.view.node_at(pos);
-            if !machine.schedulable() {
+            if !count.schedulable {
                 census.down += gpus;
                 continue;
             }
-            let node = draft.node(pos);
-            let sick = machine.mask(|slot| !slot.healthy).count();
-            let open = node.free.or(node.gpus_of(|fate| fate != Fate::Staying)).count();
-            let slots = Pool::Soon.slots(node, claim);
+            let sick = u32::from(count.sick);
+            let leaving = draft.leaving_at(pos).gpus.count();
+            let open = leaving
+                + match draft.has_moved(pos) {
+                    true => draft.free_at(pos) + draft.evictable(pos).gpus.count(),
+                    false => u32::from(count.free) + u32::from(count.evictable),
+                };
+            let kept = draft.loaded(pos).map_or(0, |node| node.kept);
             census.down += sick;
-            census.kept += node.kept;
-            census.gangs += gpus - sick - open - node.kept;
+            census.kept += kept;
+            census.gangs += gpus - sick - open - kept;
             census.fragments += open % claim.gpus;
-            census.no_host += (open / claim.gpus - slots) * claim.gpus;
+            census.no_host += (open / claim.gpus - slots.at(pos)) * claim.gpus;
         }
         census
     }

@@ -1,26 +1,43 @@
-//! The archive: records that apply gave away for keeping, in a sled database, with the index up to
-//! which they were written. It can be rebuilt from the log or from a peer and is never the only
-//! copy: sled's `flush` is no fsync, so the log is purged only up to a checkpoint that this module
-//! synced itself. Does not know what the records mean.
+//! The archive: records that apply gave away for keeping, with the index up to which they were
+//! written. It can be rebuilt from the log or from a peer and is never the only copy: sled's
+//! `flush` is no fsync, so the log is purged only up to a checkpoint that this module synced
+//! itself. Does not know what the records mean.
 //!
 //! Each value carries the index of the entry that wrote it, so that copies can be merged in any
-//! order: the greater index wins.
+//! order: the greater index wins. The index also says which *period* a record belongs to: a folder
+//! with a sled database of its own, named after its first index. sled gives no space back, so what
+//! is too old goes with its folder. Periods follow from indexes and not from a clock or from bytes:
+//! every replica with the same configuration holds the same records, and a peer's records find
+//! their place without a word about the peer's folders.
+//!
+//! Records wait in memory until there are many, and go to sled sorted: sled writes a whole page
+//! anew for a few lines that are scattered over it, and a job's lines are scattered over time. A
+//! killed process loses nothing by it: the log has what no checkpoint covers.
 
 mod db;
+mod period;
+mod periods;
+#[cfg(test)]
+mod tests;
 
 use std::{
-    fs::{self, File},
+    collections::BTreeMap,
     io,
     path::{Path, PathBuf},
     sync::{
-        Arc, Mutex, RwLock,
+        Arc, Mutex, MutexGuard, RwLock, RwLockReadGuard,
         atomic::{AtomicU64, Ordering},
     },
 };
 
-use self::db::Db;
-use crate::disk::Disk;
 use rowen_planted::{Bug, planted};
+
+use self::{
+    db::Place,
+    period::{Notes, Period},
+    periods::{Merged, Periods},
+};
+use crate::disk::Disk;
 
 /// One record for keeping. A later record with the same key replaces it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -62,6 +79,18 @@ impl ArchiveError {
         matches!(self, ArchiveError::Sled { source: sled::Error::Io(error), .. }
             if error.to_string().contains("could not acquire lock"))
     }
+
+    /// Whether what was written can no longer be read.
+    fn is_damage(&self) -> bool {
+        use sled::Error::{Corruption, Unsupported};
+        match self {
+            ArchiveError::Sled { source: Corruption { .. } | Unsupported(_), .. } => true,
+            ArchiveError::Sled { source: sled::Error::Io(error), .. } => {
+                matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof)
+            }
+            _ => false,
+        }
+    }
 }
 
 impl From<ArchiveError> for io::Error {
@@ -70,25 +99,45 @@ impl From<ArchiveError> for io::Error {
     }
 }
 
-const RECORD: u8 = b'r';
-const APPLIED: &[u8] = b"m/applied";
-const GAP: &[u8] = b"m/gap";
-const CACHE_BYTES: u64 = 32 << 20;
+/// How far back the archive reaches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Retention {
+    /// How many entries of the log share a period.
+    pub(crate) period_entries: u64,
+    /// How many periods are kept, the one being written included.
+    pub(crate) periods: u64,
+}
+
+/// Records by key, with the index of the entry that wrote each.
+type Waiting = BTreeMap<Vec<u8>, (u64, Vec<u8>)>;
 
 /// The archive of one replica.
 pub struct Archive {
-    dir: PathBuf,
-    /// None once closed.
-    db: RwLock<Option<Db>>,
+    periods: Periods,
     /// One more than the last index whose records are in.
     next: AtomicU64,
     /// The same, as of the last checkpoint.
     synced: AtomicU64,
-    /// Held by whoever writes.
-    writing: Mutex<()>,
+    /// By key, with the index. All belong to the newest period.
+    waiting: RwLock<Waiting>,
+    /// Held by whoever writes; taken before `waiting`.
+    writing: Mutex<Writing>,
 }
 
+#[derive(Default)]
+struct Writing {
+    /// Records up to here are missing.
+    gap: Option<u64>,
+    /// Older periods that took records from a peer and were not synced since.
+    dirty: Vec<u64>,
+    waiting_bytes: usize,
+}
+
+/// Records wait until they are as many bytes.
+const WAITING_BYTES: usize = 4 << 20;
+
 /// A record with the index of the entry that wrote it.
+#[derive(Debug)]
 pub(crate) struct Indexed {
     pub(crate) index: u64,
     pub(crate) record: ArchiveRecord,
@@ -97,8 +146,19 @@ pub(crate) struct Indexed {
 impl Archive {
     /// The value under `key`.
     pub fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, ArchiveError> {
-        let found = self.db()?.get(record_key(key)).map_err(|e| self.sled(e))?;
-        Ok(found.map(|stored| split(&stored).1.to_vec()))
+        if let Some((_, value)) = self.waiting().get(key) {
+            return Ok(Some(value.clone()));
+        }
+        // A key's later record lies in the same period or in a later one.
+        for start in self.periods.starts()?.into_iter().rev() {
+            let Some(period) = self.open_or_set_aside(start)? else { continue };
+            match period.get(key) {
+                Ok(Some((_, value))) => return Ok(Some(value)),
+                Ok(None) => {}
+                Err(error) => self.judge(start, error)?,
+            }
+        }
+        Ok(None)
     }
 
     /// The records whose keys begin with `prefix`, in key order.
@@ -106,7 +166,7 @@ impl Archive {
         &self,
         prefix: &[u8],
     ) -> Result<
-        impl DoubleEndedIterator<Item = Result<ArchiveRecord, ArchiveError>> + use<>,
+        impl Iterator<Item = Result<ArchiveRecord, ArchiveError>> + Send + use<>,
         ArchiveError,
     > {
         Ok(self.scan_indexed(prefix)?.map(|item| item.map(|indexed| indexed.record)))
@@ -117,75 +177,89 @@ impl Archive {
         self.next.load(Ordering::Acquire).checked_sub(1)
     }
 
-    /// Whether records are missing, because this replica caught up by snapshot and has not fetched
-    /// them from a peer yet.
+    /// Whether records are missing, because this replica caught up by snapshot or lost a period,
+    /// and has not fetched them from a peer yet.
     pub fn has_gap(&self) -> Result<bool, ArchiveError> {
-        self.db()?.contains_key(GAP).map_err(|e| self.sled(e))
+        self.periods.newest()?;
+        Ok(self.writing().gap.is_some())
     }
 
-    pub(crate) fn open(dir: &Path) -> Result<Archive, ArchiveError> {
-        let sled = |source| ArchiveError::Sled { dir: dir.into(), source };
-        fs::create_dir_all(dir).map_err(|source| ArchiveError::Io { dir: dir.into(), source })?;
-        let config = sled::Config::new().path(dir).cache_capacity(CACHE_BYTES);
-        let db = config.flush_every_ms(Some(1_000)).open().map_err(sled)?;
-        Archive::with(Db::Sled(db), dir)
+    pub(crate) fn open(dir: &Path, retention: Retention) -> Result<Archive, ArchiveError> {
+        Archive::open_in(Place::Folders, dir, retention)
     }
 
     /// The same on a simulated disk.
-    pub(crate) fn open_simulated(disk: Arc<dyn Disk>, dir: &Path) -> Result<Archive, ArchiveError> {
-        let db = Db::open_simulated(disk, dir);
-        Archive::with(db.map_err(|source| ArchiveError::Sled { dir: dir.into(), source })?, dir)
+    pub(crate) fn open_simulated(
+        disk: Arc<dyn Disk>,
+        dir: &Path,
+        retention: Retention,
+    ) -> Result<Archive, ArchiveError> {
+        Archive::open_in(Place::Simulated(disk), dir, retention)
     }
 
-    fn with(db: Db, dir: &Path) -> Result<Archive, ArchiveError> {
-        let sled = |source| ArchiveError::Sled { dir: dir.into(), source };
-        let next = match db.get(APPLIED).map_err(sled)? {
-            Some(stored) => stored.as_ref().try_into().map_or(0, u64::from_be_bytes),
-            None => 0,
-        };
-        Ok(Archive {
-            dir: dir.into(),
-            db: RwLock::new(Some(db)),
-            next: AtomicU64::new(next),
+    fn open_in(place: Place, dir: &Path, retention: Retention) -> Result<Archive, ArchiveError> {
+        let periods = Periods::open(place, dir, retention)?;
+        let starts = periods.starts()?;
+        let mut notes = periods.newest()?.notes()?;
+        // A period that was begun and got no notes: the process died in between.
+        for start in starts.iter().rev().skip(1) {
+            if notes.next.is_none() {
+                notes = periods.period(*start)?.notes()?;
+            }
+        }
+        let archive = Archive {
+            periods,
+            next: AtomicU64::new(notes.next.unwrap_or(0)),
             synced: AtomicU64::new(0),
-            writing: Mutex::new(()),
-        })
+            waiting: RwLock::default(),
+            writing: Mutex::new(Writing { gap: notes.gap, ..Writing::default() }),
+        };
+        let lost = |start: &&u64| !starts.contains(start) && archive.periods.is_kept(**start);
+        if let Some(start) = notes.periods.iter().find(lost) {
+            tracing::warn!(start, "a period of the archive is missing; it comes from a peer");
+            archive.note_gap()?;
+        }
+        Ok(archive)
     }
 
-    /// Writes the records of the entries up to `upto`, but those it has already.
+    /// Takes the records of the entries up to `upto`, but those it has already.
     pub(crate) fn write(&self, upto: u64, records: Vec<Indexed>) -> Result<(), ArchiveError> {
-        let _writing = self.writing.lock().expect("no holder of this lock panics");
+        let mut writing = self.writing();
         let next = self.next.load(Ordering::Acquire);
         if upto < next {
             return Ok(());
         }
         let kept = |index: u64| !planted(Bug::ArchiveLoses) || !index.is_multiple_of(100);
         let new = records.into_iter().filter(|item| item.index >= next && kept(item.index));
-        let mut batch: Vec<_> = new
-            .map(|item| (record_key(&item.record.key), stored(item.index, &item.record.value)))
-            .collect();
-        if !batch.is_empty() {
-            // In one batch with the records: after a crash either both are there or neither.
-            batch.push((APPLIED.to_vec(), (upto + 1).to_be_bytes().to_vec()));
-            self.db()?.apply(batch).map_err(|e| self.sled(e))?;
+        for Indexed { index, record } in new {
+            let newest = self.periods.newest()?.start;
+            let start = self.periods.start_of(index)?;
+            if start > newest {
+                self.spill(&mut writing)?;
+                self.next.store(index, Ordering::Release);
+                self.reach(start, &writing)?;
+            }
+            writing.waiting_bytes += record.key.len() + record.value.len();
+            let mut waiting = self.waiting.write().expect("no holder of this lock panics");
+            waiting.insert(record.key, (index, record.value));
         }
         self.next.store(upto + 1, Ordering::Release);
-        Ok(())
+        if writing.waiting_bytes > WAITING_BYTES { self.spill(&mut writing) } else { Ok(()) }
     }
 
     /// Notes that the state jumped to `upto` by a snapshot; what lies between is missing here.
     pub(crate) fn skip_to(&self, upto: u64) -> Result<(), ArchiveError> {
-        let _writing = self.writing.lock().expect("no holder of this lock panics");
+        let mut writing = self.writing();
         let next = self.next.load(Ordering::Acquire);
         if upto < next {
             return Ok(());
         }
         tracing::warn!(from = next, upto, "the archive lacks records; they come from a peer");
-        let batch = vec![
-            (APPLIED.to_vec(), (upto + 1).to_be_bytes().to_vec()),
-            (GAP.to_vec(), upto.to_be_bytes().to_vec()),
-        ];
-        self.db()?.apply(batch).map_err(|e| self.sled(e))?;
+        self.spill(&mut writing)?;
+        writing.gap = Some(upto);
+        let period = self.reach(self.periods.start_of(upto)?, &writing)?;
+        let notes = Notes { next: Some(upto + 1), gap: Some(upto), ..Notes::default() };
+        period.write([], &notes)?;
         self.next.store(upto + 1, Ordering::Release);
         Ok(())
     }
@@ -193,18 +267,11 @@ impl Archive {
     /// Makes durable what was written so far. The log may then be purged up to
     /// [`Archive::is_synced_to`].
     pub(crate) fn checkpoint(&self) -> Result<(), ArchiveError> {
-        let db = self.db()?;
-        let next = {
-            let _writing = self.writing.lock().expect("no holder of this lock panics");
-            let next = self.next.load(Ordering::Acquire);
-            db.insert(APPLIED, &next.to_be_bytes()).map_err(|e| self.sled(e))?;
-            next
+        let (period, next) = {
+            self.spill(&mut self.writing())?;
+            (self.periods.newest()?, self.next.load(Ordering::Acquire))
         };
-        db.flush().map_err(|e| self.sled(e))?;
-        if matches!(db, Db::Sled(_)) {
-            sync_tree(&self.dir)
-                .map_err(|source| ArchiveError::Io { dir: self.dir.clone(), source })?;
-        }
+        period.sync()?;
         self.synced.fetch_max(next, Ordering::AcqRel);
         Ok(())
     }
@@ -214,97 +281,145 @@ impl Archive {
         self.synced.load(Ordering::Acquire) > index
     }
 
-    /// Takes records of a peer; the greater index wins.
-    pub(crate) fn merge(&self, items: Vec<Indexed>) -> Result<(), ArchiveError> {
-        let _writing = self.writing.lock().expect("no holder of this lock panics");
-        let db = self.db()?;
-        let mut batch = Vec::new();
-        for item in items {
-            let key = record_key(&item.record.key);
-            let held = db.get(&key).map_err(|e| self.sled(e))?;
-            if held.is_none_or(|held| split(&held).0 < item.index) {
-                batch.push((key, stored(item.index, &item.record.value)));
+    /// Takes records of a peer; the greater index wins. What is older than what is kept is not
+    /// taken.
+    pub(crate) fn merge(&self, mut items: Vec<Indexed>) -> Result<(), ArchiveError> {
+        let mut writing = self.writing();
+        self.spill(&mut writing)?;
+        // What comes later is still to be applied here.
+        let next = self.next.load(Ordering::Acquire);
+        items.retain(|item| item.index < next);
+        items.sort_by_key(|item| item.index);
+        while let Some(first) = items.first() {
+            let start = self.periods.start_of(first.index)?;
+            let newest = self.periods.newest()?.start;
+            let end = if start == newest { u64::MAX } else { self.periods.end_of(start) };
+            let rest = items.split_off(items.partition_point(|item| item.index < end));
+            if start >= newest {
+                self.reach(start, &writing)?.merge(items)?;
+            } else if self.periods.is_kept(start) {
+                let period = self.periods.period(start)?;
+                period.merge(items)?;
+                period.flush()?;
+                writing.dirty.push(start);
             }
+            items = rest;
         }
-        db.apply(batch).map_err(|e| self.sled(e))
+        writing.dirty.sort_unstable();
+        writing.dirty.dedup();
+        Ok(())
     }
 
     /// Ends the gap if a peer's records up to `applied` cover it.
     pub(crate) fn close_gap(&self, applied: u64) -> Result<bool, ArchiveError> {
-        let _writing = self.writing.lock().expect("no holder of this lock panics");
-        let db = self.db()?;
-        let gap = db.get(GAP).map_err(|e| self.sled(e))?;
-        let upto = gap.and_then(|stored| stored.as_ref().try_into().ok().map(u64::from_be_bytes));
-        let is_covered = upto.is_none_or(|upto| applied >= upto);
+        let mut writing = self.writing();
+        let is_covered = writing.gap.is_none_or(|upto| applied >= upto);
         if is_covered {
-            db.remove(GAP).map_err(|e| self.sled(e))?;
+            // The records first: a gap that is forgotten is never filled.
+            for start in std::mem::take(&mut writing.dirty) {
+                self.periods.sync(start)?;
+            }
+            let newest = self.periods.newest()?;
+            newest.write([], &Notes { periods: self.periods.starts()?, ..Notes::default() })?;
+            newest.end_gap()?;
+            writing.gap = None;
         }
         Ok(is_covered)
     }
 
-    pub(crate) fn scan_indexed(
-        &self,
-        prefix: &[u8],
-    ) -> Result<impl DoubleEndedIterator<Item = Result<Indexed, ArchiveError>> + use<>, ArchiveError>
-    {
-        let dir = self.dir.clone();
-        Ok(self.db()?.scan_prefix(record_key(prefix)).map(move |found| {
-            let (key, value) =
-                found.map_err(|source| ArchiveError::Sled { dir: dir.clone(), source })?;
-            let (index, value) = split(&value);
-            let record = ArchiveRecord { key: key[1..].to_vec(), value: value.to_vec() };
-            Ok(Indexed { index, record })
-        }))
-    }
-
-    /// Lets go of the database, so that it can be opened again. A scan in flight holds on to it.
-    pub(crate) fn close(&self) {
-        let db = self.db.write().expect("no holder of this lock panics").take();
-        if let Some(db) = db
-            && let Err(error) = db.flush()
-        {
-            tracing::warn!(%error, "the archive was not flushed; the log rebuilds it");
-        }
-    }
-
-    fn db(&self) -> Result<Db, ArchiveError> {
-        let db = self.db.read().expect("no holder of this lock panics");
-        db.clone().ok_or(ArchiveError::Closed)
-    }
-
-    fn sled(&self, source: sled::Error) -> ArchiveError {
-        ArchiveError::Sled { dir: self.dir.clone(), source }
-    }
-}
-
-fn record_key(key: &[u8]) -> Vec<u8> {
-    [&[RECORD], key].concat()
-}
-
-fn stored(index: u64, value: &[u8]) -> Vec<u8> {
-    [&index.to_be_bytes(), value].concat()
-}
-
-fn split(stored: &[u8]) -> (u64, &[u8]) {
-    match stored.split_first_chunk() {
-        Some((index, value)) => (u64::from_be_bytes(*index), value),
-        None => (0, &[]),
-    }
-}
-
-/// Syncs every file and folder from `dir` down.
-fn sync_tree(dir: &Path) -> io::Result<()> {
-    for entry in fs::read_dir(dir)? {
-        let entry = entry?;
-        if entry.file_type()?.is_dir() {
-            sync_tree(&entry.path())?;
-        } else {
-            match File::open(entry.path()) {
-                Ok(file) => file.sync_data()?,
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {} // sled replaced it
-                Err(error) => return Err(error),
+    pub(crate) fn scan_indexed(&self, prefix: &[u8]) -> Result<Merged, ArchiveError> {
+        // First what waits: what is spilled meanwhile is met twice, not missed.
+        let waiting: Vec<_> = self
+            .waiting()
+            .range(prefix.to_vec()..)
+            .take_while(|(key, _)| key.starts_with(prefix))
+            .map(|(key, (index, value))| {
+                let record = ArchiveRecord { key: key.clone(), value: value.clone() };
+                Ok(Indexed { index: *index, record })
+            })
+            .collect();
+        let mut merged = Merged::default();
+        for start in self.periods.starts()? {
+            if let Some(period) = self.open_or_set_aside(start)? {
+                merged.add(period.scan(prefix));
             }
         }
+        merged.add(waiting.into_iter());
+        Ok(merged)
     }
-    File::open(dir)?.sync_all()
+
+    /// Lets go of the databases, so that they can be opened again. A scan in flight holds on.
+    pub(crate) fn close(&self) {
+        if let Err(error) = self.spill(&mut self.writing()) {
+            tracing::warn!(%error, "the archive was not written out; the log rebuilds it");
+        }
+        self.periods.close();
+    }
+
+    /// Writes what waits to the newest period.
+    fn spill(&self, writing: &mut Writing) -> Result<(), ArchiveError> {
+        let next = self.next.load(Ordering::Acquire);
+        let records = self.waiting().clone().into_iter().map(|(key, (index, value))| {
+            let record = ArchiveRecord { key, value };
+            Indexed { index, record }
+        });
+        // In one batch: after a crash either all are there and the note says so, or neither.
+        self.periods.newest()?.write(records, &Notes { next: Some(next), ..Notes::default() })?;
+        // Only now: a reader finds each record in one of the two places.
+        self.waiting.write().expect("no holder of this lock panics").clear();
+        writing.waiting_bytes = 0;
+        Ok(())
+    }
+
+    fn waiting(&self) -> RwLockReadGuard<'_, Waiting> {
+        self.waiting.read().expect("no holder of this lock panics")
+    }
+
+    /// The period that begins at `start` for writing; begins it where it is later than all others.
+    fn reach(
+        &self,
+        start: u64,
+        writing: &MutexGuard<'_, Writing>,
+    ) -> Result<Arc<Period>, ArchiveError> {
+        let newest = self.periods.newest()?;
+        if start <= newest.start {
+            return Ok(newest);
+        }
+        let next = self.next.load(Ordering::Acquire);
+        newest.write([], &Notes { next: Some(next), ..Notes::default() })?;
+        let gap = writing.gap;
+        let begun =
+            self.periods.begin(start, |periods| Notes { next: Some(next), gap, periods })?;
+        // Everything before it is synced now.
+        self.synced.fetch_max(next, Ordering::AcqRel);
+        Ok(begun)
+    }
+
+    /// An older period that cannot be read is put aside, to be fetched from a peer.
+    fn open_or_set_aside(&self, start: u64) -> Result<Option<Arc<Period>>, ArchiveError> {
+        match self.periods.period(start) {
+            Ok(period) => Ok(Some(period)),
+            Err(error) => self.judge(start, error).map(|()| None),
+        }
+    }
+
+    fn judge(&self, start: u64, error: ArchiveError) -> Result<(), ArchiveError> {
+        if !error.is_damage() || start >= self.periods.newest()?.start {
+            return Err(error);
+        }
+        tracing::warn!(%error, start, "a period of the archive is damaged; it comes from a peer");
+        self.periods.set_aside(start)?;
+        self.note_gap()
+    }
+
+    fn note_gap(&self) -> Result<(), ArchiveError> {
+        let mut writing = self.writing();
+        let Some(upto) = self.applied() else { return Ok(()) };
+        writing.gap = Some(upto);
+        self.periods.newest()?.write([], &Notes { gap: Some(upto), ..Notes::default() })
+    }
+
+    fn writing(&self) -> MutexGuard<'_, Writing> {
+        self.writing.lock().expect("no holder of this lock panics")
+    }
 }

@@ -2,10 +2,16 @@
 
 use std::path::PathBuf;
 
-use crate::{OpenError, ReplicaId};
+use crate::{OpenError, ReplicaId, archive::Retention};
 
 /// No entry is larger, whatever the configuration says.
 pub const MAX_ENTRY_BYTES: usize = 16 << 20;
+
+/// Entries of the log that share a period of the archive, unless said otherwise: 46 days of an idle
+/// cluster's clock.
+pub const ARCHIVE_PERIOD_ENTRIES: u64 = 4_000_000;
+/// Periods of the archive that are kept, unless said otherwise.
+pub const ARCHIVE_RETAIN: u64 = 12;
 
 /// How one replica is set up. Start from [`ReplicaConfig::new`].
 #[derive(Debug, Clone)]
@@ -31,6 +37,10 @@ pub struct ReplicaConfig {
     pub retain_entries: u64,
     /// How much of the disk those segments may take; the oldest go first.
     pub retain_bytes: u64,
+    /// How many entries of the log share a period of the archive: a folder of its own.
+    pub archive_period_entries: u64,
+    /// How many periods of the archive are kept, the one being written included.
+    pub archive_retain: u64,
     /// When a log segment is full.
     pub segment_bytes: u64,
     /// How much of the newest log is kept in memory.
@@ -58,6 +68,8 @@ impl ReplicaConfig {
             keep_log: 5_000,
             retain_entries: 200_000,
             retain_bytes: 1 << 30,
+            archive_period_entries: ARCHIVE_PERIOD_ENTRIES,
+            archive_retain: ARCHIVE_RETAIN,
             segment_bytes: 16 << 20,
             cache_bytes: 32 << 20,
             max_entry_bytes: 4 << 20,
@@ -80,10 +92,21 @@ impl ReplicaConfig {
         if self.segment_bytes < 4096 {
             return refuse("segment_bytes", "set at least 4096".into());
         }
+        let zero = |field| refuse(field, "set at least 1".into());
+        if self.archive_period_entries == 0 {
+            return zero("archive_period_entries");
+        }
+        if self.archive_retain == 0 {
+            return zero("archive_retain");
+        }
         if self.snapshot_every == 0 {
             return refuse("snapshot_every", "set at least 1".into());
         }
         Ok(())
+    }
+
+    pub(crate) fn retention(&self) -> Retention {
+        Retention { period_entries: self.archive_period_entries, periods: self.archive_retain }
     }
 
     pub(crate) fn raft(&self) -> Result<openraft::Config, OpenError> {

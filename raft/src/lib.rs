@@ -18,6 +18,7 @@ mod machine;
 mod membership;
 mod observer;
 mod offline;
+mod proposals;
 mod recovering;
 mod replica;
 mod seed;
@@ -30,7 +31,7 @@ mod wal;
 
 pub use archive::{Archive, ArchiveError, ArchiveRecord};
 pub use codec::CodecError;
-pub use config::{MAX_ENTRY_BYTES, ReplicaConfig};
+pub use config::{ARCHIVE_PERIOD_ENTRIES, ARCHIVE_RETAIN, MAX_ENTRY_BYTES, ReplicaConfig};
 pub use error::{OpenError, ProposeError, RaftError};
 pub use machine::{Applied, StateMachine};
 pub use membership::MemberStatus;

@@ -129,8 +129,8 @@ mod tests {
 
     use super::*;
     use crate::{
-        Applied, StateMachine, disk::RealDisk, machine::Applier, snapshots::Snapshots,
-        wal::WalOptions,
+        Applied, StateMachine, archive::Retention, disk::RealDisk, machine::Applier,
+        snapshots::Snapshots, wal::WalOptions,
     };
 
     /// The Suite cannot make entries of ours; it applies only blank ones and memberships.
@@ -152,6 +152,9 @@ mod tests {
         }
     }
 
+    /// Few entries, so that periods come and go as well.
+    const SMALL: Retention = Retention { period_entries: 5, periods: 2 };
+
     struct Builder;
 
     impl StoreBuilder<TypeConfig, LogStore, Applier, TempDir> for Builder {
@@ -167,7 +170,7 @@ mod tests {
                 accept_torn_tail: false,
             };
             let wal = Wal::open(disk.clone(), options).unwrap();
-            let archive = Arc::new(Archive::open(&dir.path().join("archive")).unwrap());
+            let archive = Arc::new(Archive::open(&dir.path().join("archive"), SMALL).unwrap());
             let snapshots = Snapshots::open(disk, &dir.path().join("snapshots"), 0).unwrap();
             let snapshots = Arc::new(snapshots);
             let applier = Applier::new(Nothing, archive.clone(), snapshots.clone(), true);

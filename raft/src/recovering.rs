@@ -21,8 +21,8 @@
 //! Acknowledging entries is safe all the while: what is acknowledged now is on disk.
 //!
 //! Where that many replicas are in this state that no majority remains, nobody can be elected, and
-//! an operator must decide (`accept_torn_tail`, or a restore). In a group of fewer than three
-//! voters that is always so, hence such a replica refuses to start instead.
+//! an operator must decide: `accept_torn_tail` ends the state, or a restore. In a group of fewer
+//! than three voters that is always so, hence such a replica refuses to start instead.
 
 use std::{
     path::{Path, PathBuf},
@@ -80,7 +80,16 @@ impl Recovering {
         };
         let torn = match Wal::open(Arc::clone(&disk), options.clone()) {
             Err(torn @ WalError::TornTail { .. }) => torn,
-            opened => return Ok((opened?, recovering)),
+            opened => {
+                let wal = opened?;
+                if options.accept_torn_tail && recovering.is_active() {
+                    tracing::warn!(
+                        "nobody was told of the end that was dropped, says the operator"
+                    );
+                    recovering.end()?;
+                }
+                return Ok((wal, recovering));
+            }
         };
         let WalError::TornTail { bytes, .. } = torn else { unreachable!("matched above") };
         let Some(last) = last_of_a_larger_group(&*disk, &options, snapshots)? else {

@@ -4,7 +4,6 @@
 use std::{
     collections::BTreeMap,
     fmt,
-    path::Path,
     sync::{Arc, Mutex, OnceLock},
     time::Duration,
 };
@@ -19,7 +18,7 @@ use openraft::{
 };
 use rowen_planted::{Bug, planted};
 use tokio::{
-    sync::{Semaphore, watch},
+    sync::{Semaphore, mpsc, oneshot, watch},
     task::JoinHandle,
 };
 
@@ -29,6 +28,7 @@ use crate::{
     log_store::LogStore,
     machine::Applier,
     observer::{Observer, repair_archive},
+    proposals::{self, Proposal},
     recovering::Recovering,
     seed, sim,
     snapshots::Snapshots,
@@ -118,7 +118,8 @@ struct Inner {
     max_entry_bytes: usize,
     max_pending_bytes: usize,
     /// Bytes that may still be proposed.
-    pending: Semaphore,
+    pending: Arc<Semaphore>,
+    proposals: mpsc::UnboundedSender<Proposal>,
     leadership: watch::Receiver<Leadership>,
     failed: watch::Receiver<Option<String>>,
     /// Why this replica no longer takes part.
@@ -179,9 +180,7 @@ impl Replica {
         let recovering = Arc::new(recovering);
         raft_config.enable_elect = !recovering.is_active();
         let raft_config = Arc::new(raft_config);
-        // A folder a period: retention will drop whole ones, for sled gives no space back.
-        let archive = match open_archive(&archive_disk, &config.dir.join("archive").join("0")).await
-        {
+        let archive = match open_archive(&archive_disk, &config).await {
             Ok(archive) => Arc::new(archive),
             Err(error) => {
                 wal.close().await;
@@ -234,7 +233,9 @@ impl Replica {
             stopped: Arc::clone(&stopped),
         };
         let repair = repair_archive(leadership.clone(), Arc::clone(&archive), peers);
-        let mut tasks = vec![sim::spawn(observer.run()), sim::spawn(repair)];
+        let (proposals, proposed) = mpsc::unbounded_channel(); // `pending` bounds it
+        let proposing = proposals::run(raft.clone(), proposed, leadership.clone());
+        let mut tasks = vec![sim::spawn(observer.run()), sim::spawn(repair), sim::spawn(proposing)];
         if recovering.is_active() {
             let (recovering, raft, wal) = (Arc::clone(&recovering), raft.clone(), wal.clone());
             tasks.push(sim::spawn(async move { recovering.run(&raft, &wal).await }));
@@ -248,7 +249,8 @@ impl Replica {
             snapshots,
             max_entry_bytes: config.max_entry_bytes,
             max_pending_bytes: config.max_pending_bytes,
-            pending: Semaphore::new(config.max_pending_bytes),
+            pending: Arc::new(Semaphore::new(config.max_pending_bytes)),
+            proposals,
             leadership,
             failed,
             stopped,
@@ -299,16 +301,25 @@ impl Replica {
             return Err(ProposeError::TooLarge { bytes, max });
         }
         let weight = u32::try_from(bytes + ENTRY_OVERHEAD_BYTES).expect("bounded above");
-        let permit = self.inner.pending.try_acquire_many(weight);
-        if permit.is_err() && !planted(Bug::UnboundedQueue) {
+        let weight = if planted(Bug::UnboundedQueue) { 0 } else { weight };
+        let Ok(share) = Arc::clone(&self.inner.pending).try_acquire_many_owned(weight) else {
             let free = self.inner.pending.available_permits();
             let pending_bytes = self.inner.max_pending_bytes.saturating_sub(free);
             return Err(ProposeError::Busy { pending_bytes });
-        }
-        match self.inner.raft.client_write(EntryBytes(entry.into())).await {
-            Ok(written) => Ok(Committed { index: written.log_id.index(), reply: written.data.0 }),
-            Err(CoreError::Fatal(fatal)) => Err(ProposeError::Stopped(self.why_stopped(&fatal))),
-            Err(CoreError::APIError(error)) => Err(match error {
+        };
+        let (answer, answered) = oneshot::channel();
+        let proposal = Proposal { entry: EntryBytes(entry.into()), answer, share };
+        let sent = self.inner.proposals.send(proposal);
+        let answer = match sent {
+            Ok(()) => answered.await.unwrap_or(Err(Fatal::Stopped)),
+            Err(_) => Err(Fatal::Stopped),
+        };
+        match answer {
+            Ok(Ok(written)) => {
+                Ok(Committed { index: written.log_id.index(), reply: written.response.0 })
+            }
+            Err(fatal) => Err(ProposeError::Stopped(self.why_stopped(&fatal))),
+            Ok(Err(error)) => Err(match error {
                 ClientWriteError::ForwardToLeader(to) => {
                     ProposeError::NotLeader { leader: leader_of(to) }
                 }
@@ -424,18 +435,23 @@ impl Replica {
 
 /// sled lets go of its lock a little after it is dropped. The folder's own lock is held, so whoever
 /// has sled's is an earlier replica of this process.
-async fn open_archive(disk: &Arc<dyn Disk>, dir: &Path) -> Result<Archive, ArchiveError> {
+async fn open_archive(
+    disk: &Arc<dyn Disk>,
+    config: &ReplicaConfig,
+) -> Result<Archive, ArchiveError> {
+    let dir = config.dir.join("archive");
     if disk.is_simulated() {
-        return Archive::open_simulated(Arc::clone(disk), dir);
+        return Archive::open_simulated(Arc::clone(disk), &dir, config.retention());
     }
     const PATIENCE: u32 = 200;
+    let open = || Archive::open(&dir, config.retention());
     for _ in 0..PATIENCE {
-        match Archive::open(dir) {
+        match open() {
             Err(error) if error.is_locked() => tokio::time::sleep(ARCHIVE_LOCK_POLL).await,
             opened => return opened,
         }
     }
-    Archive::open(dir)
+    open()
 }
 
 pub(crate) fn wal_options(config: &ReplicaConfig) -> WalOptions {

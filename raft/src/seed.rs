@@ -55,7 +55,7 @@ pub fn seed(
     disk.create(&mark).map_err(fail)?;
     disk.sync_dir(dir).map_err(fail)?;
 
-    write_archive(&dir.join("archive").join("0"), index, records)?;
+    write_archive(config, index, records)?;
     write_snapshot(disk.clone(), config, index, snapshot, member)?;
     write_log(disk.clone(), config, index)?;
 
@@ -75,11 +75,12 @@ pub(crate) fn check_finished(disk: &dyn Disk, dir: &Path) -> Result<(), OpenErro
 }
 
 fn write_archive(
-    dir: &Path,
+    config: &ReplicaConfig,
     index: u64,
     records: impl Iterator<Item = ArchiveRecord>,
 ) -> Result<(), OpenError> {
-    let archive = Archive::open(dir)?;
+    let archive = Archive::open(&config.dir.join("archive"), config.retention())?;
+    archive.write(index, Vec::new())?;
     let mut piece = Vec::new();
     for record in records {
         piece.push(Indexed { index, record });
@@ -88,7 +89,6 @@ fn write_archive(
         }
     }
     archive.merge(piece)?;
-    archive.write(index, Vec::new())?;
     archive.checkpoint()?;
     archive.close();
     Ok(())

@@ -19,6 +19,8 @@ const SECTOR_BYTES: usize = 512;
 #[derive(Clone)]
 pub struct SimDisk {
     state: Arc<Mutex<State>>,
+    /// The life of the process that holds it; none: it outlives all.
+    life: Option<u64>,
 }
 
 struct State {
@@ -83,7 +85,14 @@ impl SimDisk {
             operations_left: None,
             life: 0,
         };
-        SimDisk { state: Arc::new(Mutex::new(state)) }
+        SimDisk { state: Arc::new(Mutex::new(state)), life: None }
+    }
+
+    /// The disk as a process has it that runs now: once that is killed, or the power cut, it can do
+    /// no more harm through this handle.
+    pub fn process(&self) -> SimDisk {
+        let life = Some(self.state().life);
+        SimDisk { state: Arc::clone(&self.state), life }
     }
 
     /// From now on every sync fails, or works again.
@@ -193,6 +202,11 @@ impl SimDisk {
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    fn living(&self) -> io::Result<MutexGuard<'_, State>> {
+        let state = self.state();
+        if self.life.is_none_or(|life| life == state.life) { Ok(state) } else { Err(gone()) }
     }
 
     fn handle(&self, file: usize, life: u64) -> Arc<dyn DiskFile> {
@@ -347,25 +361,25 @@ impl Drop for SimLock {
 
 impl Disk for SimDisk {
     fn create_dir(&self, dir: &Path) -> io::Result<()> {
-        self.state().dirs.insert(dir.into());
+        self.living()?.dirs.insert(dir.into());
         Ok(())
     }
 
     fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
-        let state = self.state();
+        let state = self.living()?;
         let in_dir = state.names.keys().filter(|path| path.parent() == Some(dir));
         let names = in_dir.filter_map(|path| path.file_name());
         Ok(names.map(|name| name.to_string_lossy().into_owned()).collect())
     }
 
     fn open(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
-        let state = self.state();
+        let state = self.living()?;
         let file = *state.names.get(path).ok_or_else(|| not_found(path))?;
         Ok(self.handle(file, state.life))
     }
 
     fn create(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
-        let mut state = self.state();
+        let mut state = self.living()?;
         state.operate_whole()?;
         if state.full {
             return Err(io::ErrorKind::StorageFull.into());
@@ -377,7 +391,7 @@ impl Disk for SimDisk {
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        let mut state = self.state();
+        let mut state = self.living()?;
         state.operate_whole()?;
         let file = state.names.remove(from).ok_or_else(|| not_found(from))?;
         state.names.insert(to.into(), file);
@@ -385,13 +399,13 @@ impl Disk for SimDisk {
     }
 
     fn remove(&self, path: &Path) -> io::Result<()> {
-        let mut state = self.state();
+        let mut state = self.living()?;
         state.operate_whole()?;
         state.names.remove(path).map(drop).ok_or_else(|| not_found(path))
     }
 
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
-        let state = &mut *self.state();
+        let state = &mut *self.living()?;
         state.operate_whole()?;
         state.syncs += 1;
         if state.failing_syncs {
@@ -404,7 +418,7 @@ impl Disk for SimDisk {
     }
 
     fn lock(&self, path: &Path) -> io::Result<Option<DiskLock>> {
-        let mut state = self.state();
+        let mut state = self.living()?;
         if !state.locks.insert(path.into()) {
             return Ok(None);
         }

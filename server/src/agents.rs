@@ -17,6 +17,8 @@ use rowen_state::NodeId;
 use tokio::sync::{mpsc, oneshot};
 use tonic::Status;
 
+use crate::admission::Admission;
+
 /// Messages that may wait for one agent. One that does not read is cut off; it comes
 /// back and is sent its whole desired state.
 pub(crate) const QUEUE: usize = 256;
@@ -35,6 +37,7 @@ pub(crate) struct Sessions {
 struct Attached {
     /// In which this replica leads; none: nobody may attach.
     term: Option<u64>,
+    admission: Admission,
     nodes: BTreeMap<NodeId, Session>,
 }
 
@@ -62,12 +65,17 @@ pub(crate) struct LogRead<'a> {
 impl Sessions {
     /// This replica leads: agents may attach.
     pub(crate) fn open(&self, term: u64) {
-        *self.attached() = Attached { term: Some(term), nodes: BTreeMap::new() };
+        *self.attached() = Attached { term: Some(term), ..Attached::default() };
     }
 
     /// It leads no more: every agent must find the leader again.
     pub(crate) fn close(&self) {
         *self.attached() = Attached::default();
+    }
+
+    /// Whether an agent's hello is heard now; if not, in how many milliseconds it will be.
+    pub(crate) fn admit(&self, node: NodeId, now_ms: u64, per_s: u64) -> Result<(), u64> {
+        self.attached().admission.ask(node, now_ms, per_s)
     }
 
     /// Takes the stream of an agent that came at `came`; an older one of the same node ends.

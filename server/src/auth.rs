@@ -38,6 +38,11 @@ impl Principal {
     pub(crate) fn own(name: &str) -> Self {
         Principal { name: name.into(), role: Role::Replica }
     }
+
+    /// The agent of a node.
+    pub(crate) fn agent(node: &str) -> Self {
+        Principal { name: format!("agent/{node}"), role: Role::Agent }
+    }
 }
 
 /// Service and RPC, and the role it needs.
@@ -63,6 +68,7 @@ const RULES: &[(&str, &str, Role)] = &[
     ("rowen.v1.JobService", "ReadLogs", Role::Operator),
     ("rowen.v1.JobService", "RequeueJob", Role::Operator),
     ("rowen.v1.JobService", "SubmitJob", Role::Operator),
+    ("rowen.v1.JobService", "SubmitJobs", Role::Operator),
     ("rowen.v1.JobService", "WatchJob", Role::Operator),
     ("rowen.v1.JobService", "WhyJob", Role::Operator),
     ("rowen.v1.NodeService", "CordonNode", Role::Operator),

@@ -21,9 +21,23 @@ pub struct Config {
     /// An empty folder becomes a new cluster of one replica.
     #[serde(default)]
     pub bootstrap: bool,
+    /// Agents that may come a second, as all do after a change of leader. Left out: so many that
+    /// those of the whole fabric are back in a quarter of their node lease.
+    pub agents_per_s: Option<u64>,
+    /// How many periods of the archive are kept, each of 4,000,000 entries of the log. The same on
+    /// every replica, or one knows an old job and another does not.
+    #[serde(default = "archive_retain")]
+    pub archive_retain: u64,
     /// How long things may take.
     #[serde(default)]
     pub timing: Timing,
+    /// `serve --accept-torn-tail`: for one start, hence not in the file.
+    #[serde(skip)]
+    pub accept_torn_tail: bool,
+}
+
+fn archive_retain() -> u64 {
+    rowen_raft::ARCHIVE_RETAIN
 }
 
 /// How long things may take. The same on every replica.
@@ -60,6 +74,14 @@ impl Config {
         let timing = &self.timing;
         if self.replica == Some(0) {
             return Err("replica: is 0; ids begin at 1".into());
+        }
+        if self.agents_per_s.is_some_and(|rate| !(1..=1_000_000).contains(&rate)) {
+            return Err(
+                "agents_per_s: is out of range; choose 1 to 1000000, or leave it out".into()
+            );
+        }
+        if self.archive_retain == 0 {
+            return Err("archive_retain: is 0; keep at least 1 period".into());
         }
         if timing.heartbeat_ms == 0 || timing.heartbeat_ms * 3 > timing.node_lease_ms {
             return Err(format!(

@@ -7,7 +7,7 @@ mod filler;
 mod job;
 mod node;
 
-pub use agent::{desired, node_report, task_report};
+pub use agent::{Wishes, node_report, task_report};
 pub use fabric::{fabric_from_proto, fabric_to_proto};
 pub use filler::{filler_spec_from_proto, filler_spec_to_proto, filler_to_proto};
 pub use job::{job_spec_from_proto, job_spec_to_proto, job_state_to_proto, job_to_proto};

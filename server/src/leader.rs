@@ -25,6 +25,7 @@ use crate::{
     machine::Pending,
     members,
     server::{Done, Server},
+    told::Told,
 };
 
 /// A quorum is asked to confirm the leadership, for a heartbeat or a hello.
@@ -101,6 +102,7 @@ struct Term {
     replan: bool,
     ticking: Option<JoinHandle<()>>,
     ticked: Instant,
+    told: Told,
 }
 
 type Leadership = tokio::sync::watch::Receiver<rowen_raft::Leadership>;
@@ -126,6 +128,7 @@ impl Term {
             replan: true,
             ticking: None,
             ticked: now,
+            told: Told::default(),
         }
     }
 
@@ -172,9 +175,9 @@ impl Term {
     fn changed(&mut self, pending: Pending) {
         let view = self.server.view();
         self.replan |= pending.replan;
-        for Effect::Push(node) in pending.effects {
-            push(&self.server, &view, node, self.fence);
-        }
+        let changed = pending.effects.into_iter().map(|Effect::Push(node)| node);
+        let news = self.told.news(&view, changed);
+        push(&self.server, &view, news, self.fence);
     }
 
     /// One plan is in flight at a time; it is made on its own thread.
@@ -230,6 +233,7 @@ impl Term {
     /// What time alone brings: silent nodes, ticks.
     fn beat(&mut self) {
         let view = self.server.view();
+        push(&self.server, &view, self.told.rest(), self.fence);
         for command in self.watch.due(&view, boot_ms()) {
             self.propose(command);
         }
@@ -284,11 +288,18 @@ async fn finished(planning: &mut Option<JoinHandle<()>>) {
     }
 }
 
-/// Sends a node its whole desired state, if its agent is attached here.
+/// Sends nodes their whole desired state, those whose agents are attached here.
 /// `fence` is the term in which this replica leads: one that it has only heard of must not
 /// stand on a view that may be older than that term's.
-pub(crate) fn push(server: &Server, view: &Cluster, node: NodeId, fence: u64) {
+pub(crate) fn push(
+    server: &Server,
+    view: &Cluster,
+    nodes: impl IntoIterator<Item = NodeId>,
+    fence: u64,
+) {
     let now_ms = server.clock.now_ms().unwrap_or(view.now_ms());
-    let desired = convert::desired(view, node, fence, now_ms);
-    server.sessions.send(node, server_message::Kind::Desired(desired));
+    let mut wishes = convert::Wishes::new(view, fence, now_ms);
+    for node in nodes {
+        server.sessions.send(node, server_message::Kind::Desired(wishes.of(node)));
+    }
 }

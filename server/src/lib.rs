@@ -4,6 +4,7 @@
 //! Holds no business rule of its own: what is true lies in `state`, what should
 //! happen next comes from `placement`, what survives is `raft`'s.
 
+mod admission;
 mod agents;
 mod auth;
 pub mod backup;
@@ -18,11 +19,13 @@ mod machine;
 mod members;
 mod peers;
 mod replay;
+mod reports;
 mod serve;
 mod server;
 mod services;
 mod setup;
 mod shell;
+mod told;
 
 pub use auth::{Principal, Role, rule};
 pub use config::{Config, Timing};

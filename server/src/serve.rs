@@ -29,7 +29,7 @@ pub async fn serve(
     let identity = setup::identify(&config)?;
     let (replica, feed) = setup::open(&config, identity).await?;
     let mut failed = replica.failed();
-    let Shell { server, renewals, leading } =
+    let Shell { server, agents, leading } =
         Shell::start(config, replica.clone(), feed, Peers::Grpc);
     let mut stopped = server.stopped.subscribe();
 
@@ -38,7 +38,7 @@ pub async fn serve(
         .http2_keepalive_interval(Some(Duration::from_secs(10)))
         .http2_keepalive_timeout(Some(Duration::from_secs(10)))
         .add_service(replica.service());
-    let router = services::add(router, &server, renewals);
+    let router = services::add(router, &server, agents);
     let (close, closed) = tokio::sync::oneshot::channel::<()>();
     // The builder's tcp_nodelay holds only for sockets that it opens itself: without this each
     // streamed answer waits 40 ms for the client's delayed acknowledgement.

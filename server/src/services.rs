@@ -10,14 +10,13 @@ mod replica;
 
 use std::sync::Arc;
 
-pub(crate) use self::agent::attach;
+pub(crate) use self::agent::AgentApi;
 
 use rowen_api::v1;
 use rowen_state::FieldError;
-use tokio::sync::mpsc;
 use tonic::{Status, transport::server::Router};
 
-use crate::{auth::Authorization, leader::Renewal, server::Server};
+use crate::{auth::Authorization, server::Server};
 
 /// A fabric of 16,384 nodes is larger than tonic's 4 MiB.
 const FABRIC_BYTES: usize = 32 << 20;
@@ -28,7 +27,7 @@ type Layers = tower::layer::util::Stack<Authorization, tower::layer::util::Ident
 pub(crate) fn add(
     router: Router<Layers>,
     server: &Arc<Server>,
-    renewals: mpsc::Sender<Renewal>,
+    agents: AgentApi,
 ) -> Router<Layers> {
     use v1::{
         agent_service_server::AgentServiceServer, cluster_service_server::ClusterServiceServer,
@@ -40,7 +39,7 @@ pub(crate) fn add(
         .max_decoding_message_size(FABRIC_BYTES)
         .max_encoding_message_size(FABRIC_BYTES);
     router
-        .add_service(AgentServiceServer::new(agent::AgentApi { server: server.clone(), renewals }))
+        .add_service(AgentServiceServer::new(agents))
         .add_service(ClusterServiceServer::new(cluster::ClusterApi(server.clone())))
         .add_service(fabric)
         .add_service(FillerServiceServer::new(filler::FillerApi(server.clone())))

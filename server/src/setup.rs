@@ -90,7 +90,7 @@ pub fn restore(config: &Config, bytes: &[u8]) -> anyhow::Result<u64> {
     let backup = backup::read(bytes)?;
     let (cluster, id) = backup.cluster.reincarnate(&config.address());
     let member = Member { id: ReplicaId(id.0), addr: config.address() };
-    let raft = ReplicaConfig::new(member.id, config.data.clone());
+    let raft = raft_config(config, member.id);
     let snapshot = cluster.to_snapshot()?;
     rowen_raft::seed(&raft, cluster.applied(), &snapshot, backup.records.into_iter(), member)?;
     Identity { replica: id.0, founder: true }.save(&config.data)?;
@@ -104,13 +104,21 @@ pub(crate) async fn open(
 ) -> anyhow::Result<(Replica, crate::machine::Feed)> {
     let (machine, feed) = Machine::new();
     let id = ReplicaId(identity.replica);
-    let replica = Replica::open(ReplicaConfig::new(id, config.data.clone()), machine)
+    let replica = Replica::open(raft_config(config, id), machine)
         .await
         .with_context(|| format!("data: cannot open {}", config.data.display()))?;
     if identity.founder && !replica.is_initialized().await? {
         replica.initialize(vec![Member { id, addr: config.address() }]).await?;
     }
     Ok((replica, feed))
+}
+
+fn raft_config(config: &Config, id: ReplicaId) -> ReplicaConfig {
+    ReplicaConfig {
+        archive_retain: config.archive_retain,
+        accept_torn_tail: config.accept_torn_tail,
+        ..ReplicaConfig::new(id, config.data.clone())
+    }
 }
 
 /// Who this folder is; `bootstrap` makes an empty one the founder of a new cluster.

@@ -22,17 +22,17 @@ use crate::{
     auth::{Principal, Role},
     clock::Clock,
     config::Config,
-    leader::{self, Renewal},
+    leader,
     machine::{Feed, Machine},
     peers::{PeerCalls, Peers},
     server::Server,
-    services,
+    services::{self, AgentApi},
 };
 
 /// See the module.
 pub struct Shell {
     pub(crate) server: Arc<Server>,
-    pub(crate) renewals: mpsc::Sender<Renewal>,
+    pub(crate) agents: AgentApi,
     pub(crate) leading: JoinHandle<()>,
 }
 
@@ -50,7 +50,8 @@ impl Shell {
             peers,
         });
         let leading = sim::spawn(leader::run(server.clone(), received));
-        Shell { server, renewals, leading }
+        let agents = AgentApi::new(server.clone(), renewals);
+        Shell { server, agents, leading }
     }
 
     /// A replica in a simulated process; `feed` is that of the machine it was opened with.
@@ -68,7 +69,7 @@ impl Shell {
         &self,
         incoming: impl Stream<Item = Result<AgentMessage, Status>> + Send + Unpin + 'static,
     ) -> mpsc::Receiver<Result<ServerMessage, Status>> {
-        services::attach(self.server.clone(), self.renewals.clone(), incoming)
+        self.agents.serve(incoming)
     }
 
     /// A request as the authorization point hands it on, of an operator on this machine.

@@ -14,6 +14,7 @@ use crate::{
     codec::{self, Kind},
     ledger::UsageKey,
     requests::Requests,
+    rooms::{self, Rooms},
 };
 
 /// Ended jobs kept in the state; older ones are in the archive.
@@ -69,8 +70,8 @@ pub struct Cluster {
 #[derive(Clone, Debug)]
 pub(crate) struct Derived {
     pub(crate) index: FlatIndex,
-    /// Node at each dense position.
-    pub(crate) node_at: Arc<Vec<NodeId>>,
+    /// What the node at each dense position has for new work.
+    pub(crate) rooms: Rooms,
     pub(crate) pos_of: OrdMap<NodeId, NodePos>,
     pub(crate) by_name: OrdMap<String, NodeId>,
     pub(crate) fillers_by_name: OrdMap<String, FillerId>,
@@ -80,6 +81,8 @@ pub(crate) struct Derived {
     pub(crate) ended: OrdSet<(u64, JobId)>,
     /// Jobs and allocations with something that a tick may end.
     pub(crate) timed: OrdSet<JobId>,
+    /// Allocations that are being taken back.
+    pub(crate) stopping: OrdSet<AllocationId>,
     /// Hash of the fabric and digest of usage lines, brought up to date with them.
     pub(crate) fabric_hash: u128,
     pub(crate) usage_digest: u128,
@@ -149,7 +152,12 @@ impl Cluster {
 
     /// The node at a position of the index.
     pub fn node_at(&self, pos: NodePos) -> &Node {
-        self.nodes.get(self.derived.node_at[pos.0 as usize]).expect("every position has its node")
+        self.nodes.get(self.derived.rooms.node(pos)).expect("every position has its node")
+    }
+
+    /// What each node has for new work, by position.
+    pub fn rooms(&self) -> &Rooms {
+        &self.derived.rooms
     }
 
     /// A node's position in the index.
@@ -214,6 +222,12 @@ impl Cluster {
     /// Live allocations by id.
     pub fn allocations(&self) -> &Table<AllocationId, Allocation> {
         &self.allocations
+    }
+
+    /// Allocations that are being taken back, by id.
+    pub fn stopping(&self) -> impl Iterator<Item = &Allocation> {
+        let ids = self.derived.stopping.iter();
+        ids.map(|id| self.allocations.get(*id).expect("an allocation that stops is in the table"))
     }
 
     /// Members of the Raft group as they should be.
@@ -285,21 +299,23 @@ impl Cluster {
 
     /// Cores and memory (MiB) claimed on a node, by its owners and by holds on it.
     pub fn claimed(&self, node: &Node) -> (u32, u64) {
-        let by_owners =
-            node.owners().into_iter().filter_map(|id| self.allocations.get(id)).flat_map(|a| {
-                a.tasks
-                    .iter()
-                    .filter(|task| task.node == node.id && !task.released)
-                    .map(|_| &a.resources)
-            });
-        let by_holds =
-            node.holders().into_iter().filter_map(|id| self.jobs.get(id)).flat_map(|job| {
-                let places = job.hold.iter().flat_map(|hold| &hold.places);
-                places.filter(|place| place.node == node.id).map(|_| &job.spec.resources)
-            });
-        by_owners
-            .chain(by_holds)
-            .fold((0, 0), |(cpus, memory), claim| (cpus + claim.cpus, memory + claim.memory_mib))
+        let owners = node.owners().into_iter().filter_map(|id| self.allocations.get(id));
+        let by_owners = owners.map(|owner| (&owner.resources, self.tasks_on(node, owner)));
+        let holders = node.holders().into_iter().filter_map(|id| self.jobs.get(id));
+        let by_holds = holders.map(|job| {
+            let held = node.mask(|slot| slot.held == Some(job.id)).count();
+            (&job.spec.resources, held / job.spec.resources.gpus)
+        });
+        by_owners.chain(by_holds).fold((0, 0), |(cpus, memory_mib), (claim, count)| {
+            (cpus + claim.cpus * count, memory_mib + claim.memory_mib * u64::from(count))
+        })
+    }
+
+    /// How many tasks of an allocation have their GPUs on a node. Counted by GPUs, for a gang has
+    /// thousands of tasks and a node a few GPUs.
+    pub fn tasks_on(&self, node: &Node, allocation: &Allocation) -> u32 {
+        let gpus = node.mask(|slot| slot.owner == Some(allocation.id)).count();
+        gpus / allocation.resources.gpus
     }
 
     /// Time of every GPU that is or was in the fabric, until now, in the order of [`crate::Class::ALL`].
@@ -417,6 +433,7 @@ impl Cluster {
             }
             Owner::Gang { .. } => 0,
         };
+        self.derived.stopping.insert(id);
         let allocation = self.allocations.get_mut(id).expect("looked up above");
         let evicted = matches!(reason, StopReason::Evicted { .. });
         let unnoticed = evicted && planted(Bug::EvictionWithoutNotice);
@@ -429,6 +446,12 @@ impl Cluster {
         });
         let nodes: Vec<_> = allocation.tasks.iter().map(|task| task.node).collect();
         outcome.effects.extend(nodes.into_iter().map(Effect::Push));
+    }
+
+    /// Takes an allocation out of the state, once nothing of it is left.
+    pub(crate) fn forget_allocation(&mut self, id: AllocationId) -> Option<Allocation> {
+        self.derived.stopping.remove(&id);
+        self.allocations.remove(id)
     }
 
     /// Lets go of a hold; the job waits again.
@@ -505,13 +528,33 @@ impl Cluster {
         self.replicas.settle();
     }
 
-    fn refresh_index(&mut self, id: NodeId) {
-        let (Some(pos), Some(node)) = (self.pos_of(id), self.nodes.get(id)) else { return };
-        let (free, reclaimable) =
-            (node.free().count() as u16, self.reclaimable(node).count() as u16);
-        let in_service = node.schedulable();
-        self.derived.index.set_in_service(pos, in_service);
-        self.derived.index.set_node(pos, free, reclaimable);
+    /// Brings the index and the rooms up to date with a node.
+    pub(crate) fn refresh_index(&mut self, id: NodeId) {
+        let mut rooms = std::mem::take(&mut self.derived.rooms);
+        if let (Some(pos), Some(node)) = (self.pos_of(id), self.nodes.get(id)) {
+            rooms.refresh(pos, self, node);
+            let count = rooms.count(pos);
+            let index = &mut self.derived.index;
+            index.set_in_service(pos, count.schedulable);
+            index.set_node(pos, count.free.into(), count.evictable.into());
+        }
+        self.derived.rooms = rooms;
+    }
+
+    /// Brings the rooms up to date with what an allocation's owner says of it.
+    pub(crate) fn refresh_rooms_of(&mut self, id: AllocationId) {
+        let tasks = self.allocations.get(id).map_or(&[][..], |allocation| &allocation.tasks);
+        for node in tasks.iter().map(|task| task.node).collect::<Vec<_>>() {
+            self.refresh_index(node);
+        }
+    }
+
+    /// Brings up to date what the state hash needs of what is derived: whether a restored state is
+    /// whole must be known before the rest is made of it.
+    pub(crate) fn rehash_derived(&mut self) {
+        self.derived.fabric_hash = fabric_hash(&self.fabric);
+        let usage = self.usage.iter().map(|(key, gpu_ms)| usage_hash(key, *gpu_ms));
+        self.derived.usage_digest = usage.fold(0, u128::wrapping_add);
     }
 
     /// Rebuilds what is derived, after a new fabric or a restore.
@@ -525,7 +568,8 @@ impl Cluster {
             })
             .collect();
         derived.pos_of = (0..).map(NodePos).zip(&node_at).map(|(pos, id)| (*id, pos)).collect();
-        derived.node_at = Arc::new(node_at);
+        let machine = |id: &NodeId| (*id, rooms::whole(self.nodes.get(*id).expect("listed")));
+        derived.rooms = Rooms::new(node_at.iter().map(machine).collect());
         derived.fillers_by_name =
             self.fillers.iter().map(|(id, filler)| (filler.spec.name.clone(), id)).collect();
         for (id, job) in self.jobs.iter() {
@@ -541,11 +585,10 @@ impl Cluster {
                 derived.ended.insert((job.reason_index, id));
             }
         }
-        derived.usage_digest = self
-            .usage
-            .iter()
-            .fold(0, |digest, (key, gpu_ms)| digest.wrapping_add(usage_hash(key, *gpu_ms)));
+        let stopping = self.allocations.iter().filter(|(_, allocation)| allocation.stop.is_some());
+        derived.stopping = stopping.map(|(id, _)| id).collect();
         self.derived = derived;
+        self.rehash_derived();
         for id in self.nodes.iter().map(|(id, _)| id).collect::<Vec<_>>() {
             self.refresh_index(id);
         }
@@ -554,8 +597,6 @@ impl Cluster {
 
 impl Derived {
     fn empty(fabric: &FabricRecord) -> Self {
-        let mut bytes = Vec::new();
-        codec::canonical(fabric, &mut bytes);
         // No fabric yet is the one fabric that an operator could not have set.
         let index = if *fabric == FabricRecord::default() {
             FlatIndex::default()
@@ -564,14 +605,15 @@ impl Derived {
         };
         Derived {
             index,
-            node_at: Arc::default(),
+            rooms: Rooms::default(),
             pos_of: OrdMap::new(),
             by_name: OrdMap::new(),
             fillers_by_name: OrdMap::new(),
             queue: OrdSet::new(),
             ended: OrdSet::new(),
             timed: OrdSet::new(),
-            fabric_hash: xxh3_128(&bytes),
+            stopping: OrdSet::new(),
+            fabric_hash: fabric_hash(fabric),
             usage_digest: 0,
         }
     }
@@ -583,6 +625,12 @@ pub(crate) fn clip(mut text: String) -> String {
         text.truncate(text.floor_char_boundary(TEXT_BYTES));
     }
     text
+}
+
+fn fabric_hash(fabric: &FabricRecord) -> u128 {
+    let mut bytes = Vec::new();
+    codec::canonical(fabric, &mut bytes);
+    xxh3_128(&bytes)
 }
 
 fn usage_hash(key: &UsageKey, gpu_ms: u64) -> u128 {

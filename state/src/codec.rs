@@ -108,7 +108,9 @@ pub fn decode<T: DeserializeOwned>(kind: Kind, bytes: &[u8]) -> Result<T, CodecE
 
 /// The canonical bytes of a row, for the state hash.
 pub(crate) fn canonical<T: Serialize>(value: &T, into: &mut Vec<u8>) {
-    options(usize::MAX >> 1)
+    // Without a limit: with one, bincode walks the row twice, first for its size.
+    bincode::DefaultOptions::new()
+        .with_fixint_encoding()
         .serialize_into(into, value)
         .expect("a row of the state always serialises");
 }

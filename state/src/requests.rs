@@ -1,6 +1,8 @@
 //! Exactly once: the answers to recent requests, by client.
 
-use imbl::{OrdMap, OrdSet, Vector};
+use std::{collections::VecDeque, sync::Arc};
+
+use imbl::OrdMap;
 use rowen_planted::{Bug, planted};
 use serde::{Deserialize, Serialize};
 
@@ -15,8 +17,11 @@ const RETRYING_CLIENTS: usize = 262_144;
 /// Answers remembered for each: how many requests it may have under way at once.
 const ANSWERS: usize = 64;
 
+/// Answers that are copied when one is added to them; the older ones are shared.
+const BLOCK: usize = 8;
+
 /// What a client was answered.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Client {
     /// Log index of its newest request.
     last_index: u64,
@@ -24,16 +29,74 @@ pub(crate) struct Client {
     last_ms: u64,
     /// The highest seq whose answer was forgotten.
     floor: u64,
-    /// Newest last: (seq, answer).
-    answers: Vector<(u64, Result<Reply, Refusal>)>,
+    answers: Answers,
+    /// No request of it was higher: most are new, and this tells without a search.
+    #[serde(skip)]
+    highest: u64, // derived
+}
+
+/// (seq, answer)
+type Kept = (u64, Result<Reply, Refusal>);
+
+/// The newest answers of one client, oldest first. Every view of the state shares them, so an
+/// addition must not copy them all.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(from = "Vec<Kept>", into = "Vec<Kept>")]
+struct Answers {
+    blocks: VecDeque<Arc<Vec<Kept>>>,
+    /// How many of the first block are forgotten.
+    forgotten: usize,
+    len: usize,
+}
+
+impl Answers {
+    fn iter(&self) -> impl Iterator<Item = &Kept> {
+        self.blocks.iter().flat_map(|block| block.iter()).skip(self.forgotten)
+    }
+
+    fn push(&mut self, kept: Kept) {
+        self.len += 1;
+        match self.blocks.back_mut().filter(|block| block.len() < BLOCK) {
+            Some(block) => Arc::make_mut(block).push(kept),
+            None => self.blocks.push_back(Arc::new(vec![kept])),
+        }
+    }
+
+    /// The seq of the oldest, which is forgotten.
+    fn forget(&mut self) -> Option<u64> {
+        let block = self.blocks.front()?;
+        let seq = block.get(self.forgotten)?.0;
+        self.forgotten += 1;
+        self.len -= 1;
+        if self.forgotten == block.len() {
+            self.blocks.pop_front();
+            self.forgotten = 0;
+        }
+        Some(seq)
+    }
+}
+
+impl From<Vec<Kept>> for Answers {
+    fn from(all: Vec<Kept>) -> Self {
+        let mut answers = Answers::default();
+        all.into_iter().for_each(|kept| answers.push(kept));
+        answers
+    }
+}
+
+impl From<Answers> for Vec<Kept> {
+    fn from(answers: Answers) -> Self {
+        answers.iter().cloned().collect()
+    }
 }
 
 /// The table of answers.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Requests {
-    clients: OrdMap<String, Client>,
-    by_age: OrdSet<(u64, String)>, // derived
-    digest: u128,                  // chained over every answer; part of the state
+    clients: OrdMap<Arc<str>, Arc<Client>>,
+    /// By the log index of the newest request, which is no other client's.
+    by_age: OrdMap<u64, Arc<str>>, // derived
+    digest: u128, // chained over every answer; part of the state
 }
 
 /// What is known of a request.
@@ -54,7 +117,7 @@ impl Requests {
         if planted(Bug::DedupForgets) {
             return Seen::New;
         }
-        let Some(client) = self.clients.get(&request.client) else {
+        let Some(client) = self.clients.get(request.client.as_str()) else {
             return match request.seq {
                 // A client starts at 1: a later number from an unknown one was seen and forgotten.
                 2.. => Seen::Expired,
@@ -64,6 +127,9 @@ impl Requests {
                 _ => Seen::New,
             };
         };
+        if request.seq > client.highest {
+            return Seen::New;
+        }
         if let Some((_, answer)) = client.answers.iter().find(|(seq, _)| *seq == request.seq) {
             return Seen::Answered(answer.clone());
         }
@@ -84,30 +150,31 @@ impl Requests {
         request: &RequestId,
         answer: &Result<Reply, Refusal>,
     ) {
-        let mut client = self.clients.get(&request.client).cloned().unwrap_or_else(|| Client {
-            last_index: 0,
-            last_ms: 0,
-            floor: 0,
-            answers: Vector::new(),
-        });
-        self.by_age.remove(&(client.last_index, request.client.clone()));
+        let (name, mut client) = match self.clients.get_key_value(request.client.as_str()) {
+            Some((name, client)) => (Arc::clone(name), Client::clone(client)),
+            None => (request.client.as_str().into(), Client::default()),
+        };
+        self.by_age.remove(&client.last_index);
         (client.last_index, client.last_ms) = (index, now_ms);
-        client.answers.push_back((request.seq, answer.clone()));
-        if client.answers.len() > ANSWERS
-            && let Some((forgotten, _)) = client.answers.pop_front()
+        client.highest = client.highest.max(request.seq);
+        client.answers.push((request.seq, answer.clone()));
+        if client.answers.len > ANSWERS
+            && let Some(forgotten) = client.answers.forget()
         {
             client.floor = client.floor.max(forgotten);
         }
         let mut bytes = self.digest.to_le_bytes().to_vec();
         crate::codec::canonical(&(index, request, answer), &mut bytes);
         self.digest = xxhash_rust::xxh3::xxh3_128(&bytes);
-        self.by_age.insert((index, request.client.clone()));
-        self.clients.insert(request.client.clone(), client);
+        self.by_age.insert(index, Arc::clone(&name));
+        self.clients.insert(name, Arc::new(client));
         if self.clients.len() > CLIENTS
             && self.oldest_is_over(now_ms)
-            && let Some((_, oldest)) = self.by_age.remove_min()
+            && let Some((oldest_index, oldest)) =
+                self.by_age.get_min().map(|(index, name)| (*index, Arc::clone(name)))
         {
-            self.clients.remove(&oldest);
+            self.by_age.remove(&oldest_index);
+            self.clients.remove(&*oldest);
         }
     }
 
@@ -121,17 +188,22 @@ impl Requests {
         if planted(Bug::SnapshotMissesRequests) {
             return (self.digest, Vec::new());
         }
-        (
-            self.digest,
-            self.clients.iter().map(|(name, client)| (name.clone(), client.clone())).collect(),
-        )
+        let clients = self.clients.iter();
+        let clients = clients.map(|(name, client)| (name.to_string(), Client::clone(client)));
+        (self.digest, clients.collect())
     }
 
     /// From the snapshot.
     pub(crate) fn from_parts(digest: u128, clients: Vec<(String, Client)>) -> Self {
-        let by_age =
-            clients.iter().map(|(name, client)| (client.last_index, name.clone())).collect();
-        Requests { clients: clients.into_iter().collect(), by_age, digest }
+        let mut requests = Requests { digest, ..Requests::default() };
+        for (name, mut client) in clients {
+            let name: Arc<str> = name.into();
+            let kept = client.answers.iter().map(|(seq, _)| *seq).max().unwrap_or(0);
+            client.highest = client.floor.max(kept);
+            requests.by_age.insert(client.last_index, Arc::clone(&name));
+            requests.clients.insert(name, Arc::new(client));
+        }
+        requests
     }
 }
 

@@ -87,11 +87,12 @@ impl Cluster {
         cluster.usage = snapshot.usage.into_iter().collect();
         let (digest, clients) = snapshot.requests;
         cluster.requests = Requests::from_parts(digest, clients);
-        cluster.rebuild_derived();
+        cluster.rehash_derived();
         let restored = cluster.state_hash();
         if restored != snapshot.state_hash {
             return Err(SnapshotError::Hash { restored, taken: snapshot.state_hash });
         }
+        cluster.rebuild_derived();
         Ok(cluster)
     }
 }

@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeSet,
     fmt::{self, Debug},
+    sync::Arc,
 };
 
 use imbl::OrdMap;
@@ -25,10 +26,19 @@ pub struct Table<K, V> {
     tag: u8,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 struct Row<V> {
-    value: V,
+    /// Shared: a change of one row copies the rows beside it in the map, for those who still
+    /// look at the map as it was.
+    value: Arc<V>,
     hash: u128, // as of the last settle, 0 before the first
+}
+
+/// Derived, it would ask that V be cloned.
+impl<V> Clone for Row<V> {
+    fn clone(&self) -> Self {
+        Row { value: Arc::clone(&self.value), hash: self.hash }
+    }
 }
 
 impl<K: Ord + Debug, V: Debug> Debug for Table<K, V> {
@@ -45,7 +55,7 @@ impl<K: Ord + Copy + Debug + Serialize, V: Clone + Serialize> Table<K, V> {
 
     /// The row of `key`.
     pub fn get(&self, key: K) -> Option<&V> {
-        self.rows.get(&key).map(|row| &row.value)
+        self.rows.get(&key).map(|row| &*row.value)
     }
 
     /// Whether `key` has a row.
@@ -55,12 +65,12 @@ impl<K: Ord + Copy + Debug + Serialize, V: Clone + Serialize> Table<K, V> {
 
     /// Rows in rising order of their keys.
     pub fn iter(&self) -> impl DoubleEndedIterator<Item = (K, &V)> {
-        self.rows.iter().map(|(key, row)| (*key, &row.value))
+        self.rows.iter().map(|(key, row)| (*key, &*row.value))
     }
 
     /// Values in rising order of their keys.
     pub fn values(&self) -> impl DoubleEndedIterator<Item = &V> {
-        self.rows.iter().map(|(_, row)| &row.value)
+        self.rows.iter().map(|(_, row)| &*row.value)
     }
 
     /// How many rows.
@@ -83,13 +93,13 @@ impl<K: Ord + Copy + Debug + Serialize, V: Clone + Serialize> Table<K, V> {
     pub(crate) fn get_mut(&mut self, key: K) -> Option<&mut V> {
         let row = self.rows.get_mut(&key)?;
         self.dirty.insert(key);
-        Some(&mut row.value)
+        Some(Arc::make_mut(&mut row.value))
     }
 
     /// Adds or replaces a row.
     pub(crate) fn insert(&mut self, key: K, value: V) {
         let hash = self.rows.get(&key).map_or(0, |row| row.hash);
-        self.rows.insert(key, Row { value, hash });
+        self.rows.insert(key, Row { value: Arc::new(value), hash });
         self.dirty.insert(key);
     }
 
@@ -98,7 +108,7 @@ impl<K: Ord + Copy + Debug + Serialize, V: Clone + Serialize> Table<K, V> {
         let row = self.rows.remove(&key)?;
         self.dirty.remove(&key);
         self.digest = self.digest.wrapping_sub(row.hash);
-        Some(row.value)
+        Some(Arc::unwrap_or_clone(row.value))
     }
 
     /// Rows changed since the last settle, rising.
@@ -114,7 +124,7 @@ impl<K: Ord + Copy + Debug + Serialize, V: Clone + Serialize> Table<K, V> {
             bytes.clear();
             bytes.push(self.tag);
             codec::canonical(&key, &mut bytes);
-            codec::canonical(&row.value, &mut bytes);
+            codec::canonical(&*row.value, &mut bytes);
             let hash = xxh3_128(&bytes);
             self.digest = self.digest.wrapping_sub(row.hash).wrapping_add(hash);
             row.hash = hash;

@@ -299,11 +299,13 @@ impl Cluster {
                     "ended jobs are derived",
                     || format!("{:?} against {:?}", self.derived.ended, fresh.derived.ended),
                 );
+                let stopping = fresh.derived.stopping == self.derived.stopping;
+                findings.check(stopping, "allocations that stop are derived", String::new);
                 let names = fresh.derived.fillers_by_name == self.derived.fillers_by_name;
                 findings.check(names, "names of fillers are derived", String::new);
                 let places = fresh.derived.by_name == self.derived.by_name
                     && fresh.derived.pos_of == self.derived.pos_of
-                    && fresh.derived.node_at == self.derived.node_at;
+                    && fresh.derived.rooms == self.derived.rooms;
                 findings.check(places, "names and positions of nodes are derived", String::new);
             }
         }

@@ -6,6 +6,7 @@
 #![expect(clippy::unwrap_used, reason = "tests, and what only they use")]
 
 mod agent_restart;
+mod bench_jobs;
 mod cluster;
 mod demo;
 mod jobs;

@@ -71,10 +71,22 @@ impl VertexKind {
 pub struct Link {
     /// What it is made of.
     pub kind: LinkKind,
-    /// One direction, where the hardware is known; containment carries nothing.
+    /// One direction, all cables together, where known; containment carries nothing.
     pub bandwidth_gbps: Option<u32>,
     /// Whether it works.
     pub health: Health,
+    /// Cables side by side: a leaf often reaches a spine over several.
+    pub cables: u16,
+    /// Node to leaf: the NIC, as its place in the node's list of leafs. It differs from the order
+    /// of the rails where two NICs are swapped.
+    pub nic: Option<u8>,
+}
+
+impl Link {
+    /// One cable that works.
+    pub(crate) fn new(kind: LinkKind, bandwidth_gbps: Option<u32>) -> Link {
+        Link { kind, bandwidth_gbps, health: Health::Up, cables: 1, nic: None }
+    }
 }
 
 /// What a link is made of.
@@ -91,7 +103,20 @@ pub enum LinkKind {
 }
 
 /// Whether a link works.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    serde::Serialize,
+    serde::Deserialize,
+    schemars::JsonSchema,
+)]
+#[serde(rename_all = "lowercase")]
 pub enum Health {
     /// As it should be.
     #[default]
@@ -175,6 +200,27 @@ impl Fabric {
             self.graph[*link].health = health;
         }
         links.len()
+    }
+
+    /// The links at a vertex, with what they lead to.
+    pub(crate) fn links(&self, id: VertexId) -> impl Iterator<Item = (VertexId, &Link)> {
+        let edges = self.index(id).into_iter().flat_map(|index| self.graph.edges(index));
+        edges.map(|edge| (self.graph[edge.target()].id, edge.weight()))
+    }
+
+    /// Changes every link of `id` that `change` cares to.
+    pub(crate) fn change_links(
+        &mut self,
+        id: VertexId,
+        mut change: impl FnMut(VertexId, &mut Link),
+    ) {
+        let Some(index) = self.index(id) else { return };
+        let edges: Vec<_> =
+            self.graph.edges(index).map(|edge| (edge.id(), edge.target())).collect();
+        for (edge, target) in edges {
+            let target = self.graph[target].id;
+            change(target, &mut self.graph[edge]);
+        }
     }
 
     /// The leafs a node hangs on.
@@ -307,8 +353,9 @@ impl<'a> Builder<'a> {
         self.fabric.nodes.push(self.fabric.graph[index].id);
         self.link(parent, index, LinkKind::Contains, None);
         let nic = nic_gbps(&node.nic_model);
-        for &(leaf, rail) in leafs {
-            self.link(index, leaf, LinkKind::Rail(rail), nic);
+        for (place, &(leaf, rail)) in leafs.iter().enumerate() {
+            let link = Link { nic: Some(place as u8), ..Link::new(LinkKind::Rail(rail), nic) };
+            self.fabric.graph.add_edge(index, leaf, link);
         }
         let domain = self.domain_of(node);
         let nvlink = nvlink_gbps(&node.gpu_model);
@@ -358,7 +405,7 @@ impl<'a> Builder<'a> {
     }
 
     fn link(&mut self, a: NodeIndex, b: NodeIndex, kind: LinkKind, bandwidth_gbps: Option<u32>) {
-        self.fabric.graph.add_edge(a, b, Link { kind, bandwidth_gbps, health: Health::Up });
+        self.fabric.graph.add_edge(a, b, Link::new(kind, bandwidth_gbps));
     }
 }
 

@@ -13,11 +13,12 @@ use crate::check::{
     Fault, InventoryError, MAX_LEAFS_A_NODE, MAX_SPINES_A_LEAF, MAX_SWITCHES, check_name,
 };
 use crate::hostlist::{self, MAX_NAMES};
+use crate::links::LinkGroup;
 use crate::topograph::{Topograph, imply_switches};
-use crate::{FabricRecord, LeafRecord, NodeRecord};
+use crate::{Fabric, FabricRecord, LeafRecord, NodeRecord};
 
 /// The site of nodes for which nothing names one.
-const DEFAULT_SITE: &str = "default";
+pub(crate) const DEFAULT_SITE: &str = "default";
 
 /// A fabric as written in a file.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -34,6 +35,9 @@ pub struct Inventory {
     pub leafs: Vec<LeafGroup>,
     /// The machines with GPUs.
     pub nodes: Vec<NodeGroup>,
+    /// Bandwidth and health of links. Shown and checked; not stored by the cluster yet.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub links: Vec<LinkGroup>,
 }
 
 /// Leafs that are alike.
@@ -123,6 +127,75 @@ impl Inventory {
         imply_switches(&mut out.record, &self.nodes)?;
         out.record.first_fault().map_err(|fault| out.spell(fault))?;
         Ok(out.record)
+    }
+
+    /// The graph of this inventory, with what it says of links.
+    pub fn fabric(&self) -> Result<Fabric, InventoryError> {
+        let mut fabric = Fabric::from_record(&self.expand()?)?;
+        crate::links::apply(&mut fabric, &self.links)?;
+        Ok(fabric)
+    }
+
+    /// The shortest inventory that expands to `record`: neighbours that are alike become a group.
+    /// (A node whose labels name a leaf that its list of leafs does not have cannot be told so.)
+    pub fn from_record(record: &FabricRecord) -> Inventory {
+        let spines = Some(hostlist::compress(&record.spines)).filter(|list| !list.is_empty());
+        let leafs = record.leafs.chunk_by(|a, b| a.rail == b.rail && a.spines == b.spines);
+        let nodes = record.nodes.chunk_by(alike);
+        Inventory {
+            site: None,
+            spines,
+            leafs: leafs.map(leaf_group).collect(),
+            nodes: nodes.map(node_group).collect(),
+            links: Vec::new(),
+        }
+    }
+}
+
+/// Two nodes that one group describes.
+fn alike(a: &NodeRecord, b: &NodeRecord) -> bool {
+    a.site == b.site
+        && a.rack == b.rack
+        && a.nvlink_domain == b.nvlink_domain
+        && a.leafs == b.leafs
+        && a.gpu_model == b.gpu_model
+        && (a.gpu_count, a.gpu_memory_mib) == (b.gpu_count, b.gpu_memory_mib)
+        && a.nic_model == b.nic_model
+        && (a.cpus, a.memory_mib) == (b.cpus, b.memory_mib)
+        && a.addr.is_some() == b.addr.is_some()
+        && a.failure_domains == b.failure_domains
+        && a.labels == b.labels
+}
+
+fn leaf_group(leafs: &[LeafRecord]) -> LeafGroup {
+    let names: Vec<String> = leafs.iter().map(|leaf| leaf.name.clone()).collect();
+    let first = &leafs[0];
+    let spines = Some(hostlist::compress(&first.spines)).filter(|list| !list.is_empty());
+    LeafGroup { names: hostlist::compress(&names), rail: first.rail, spines }
+}
+
+fn node_group(nodes: &[NodeRecord]) -> NodeGroup {
+    let names: Vec<String> = nodes.iter().map(|node| node.name.clone()).collect();
+    let addrs: Vec<String> = nodes.iter().filter_map(|node| node.addr.clone()).collect();
+    let first = &nodes[0];
+    let some = |text: &str| Some(text.to_owned()).filter(|text| !text.is_empty());
+    NodeGroup {
+        names: hostlist::compress(&names),
+        site: some(&first.site),
+        rack: some(&first.rack),
+        leafs: some(&hostlist::compress(&first.leafs)),
+        nvlink_domain: first.nvlink_domain.clone(),
+        gpu: GpuKind {
+            model: first.gpu_model.clone(),
+            count: first.gpu_count,
+            memory_mib: first.gpu_memory_mib,
+        },
+        nic: some(&first.nic_model),
+        cpus: first.cpus,
+        memory_mib: first.memory_mib,
+        addr: some(&hostlist::compress(&addrs)),
+        failure_domains: first.failure_domains.clone(),
+        labels: first.labels.clone(),
     }
 }
 
@@ -227,7 +300,7 @@ impl Expansion {
     }
 }
 
-fn names(field: &str, list: &str) -> Result<Vec<String>, InventoryError> {
+pub(crate) fn names(field: &str, list: &str) -> Result<Vec<String>, InventoryError> {
     hostlist::expand(list).map_err(|error| InventoryError {
         field: field.to_owned(),
         problem: error.to_string(),

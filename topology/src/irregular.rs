@@ -4,8 +4,8 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-use crate::hostlist::compress;
-use crate::{Fabric, LinkKind, VertexId, VertexKind};
+use crate::hostlist::{compress, expand};
+use crate::{Fabric, Health, LinkKind, VertexId, VertexKind};
 
 /// One thing that differs from its siblings, or that nothing uses.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -66,6 +66,54 @@ pub enum Irregularity {
         /// The spine.
         spine: String,
     },
+    /// A node's NICs hang on the right leafs in the wrong order: its rings leave their rails.
+    NicsSwapped {
+        /// The nodes, as a host list.
+        nodes: String,
+        /// The rails that their NICs hang on, NIC by NIC.
+        rails: Vec<u8>,
+    },
+    /// No node of a rack hangs on a rail that nodes of most such racks have.
+    RackLacksLeaf {
+        /// The rack.
+        rack: String,
+        /// The rail.
+        rail: u8,
+        /// What the missing leaf would be called, by the names of its siblings.
+        leaf: Option<String>,
+    },
+    /// A leaf reaches a spine over less bandwidth than most leafs do.
+    ThinUplink {
+        /// The leaf.
+        leaf: String,
+        /// The spines it reaches so, as a host list.
+        spines: String,
+        /// What it has.
+        gbps: u32,
+        /// What most have.
+        most_gbps: u32,
+    },
+    /// A link is slow, flaps or carries nothing.
+    Unhealthy {
+        /// The leaf.
+        leaf: String,
+        /// What is at the other ends, as a host list.
+        others: String,
+        /// How it is.
+        health: Health,
+    },
+}
+
+impl Irregularity {
+    /// The nodes that differ, where it is nodes that do.
+    pub fn nodes(&self) -> Vec<String> {
+        match self {
+            Irregularity::NodesLackRails { nodes, .. }
+            | Irregularity::RackMatesDiffer { nodes, .. }
+            | Irregularity::NicsSwapped { nodes, .. } => expand(nodes).unwrap_or_default(),
+            _ => Vec::new(),
+        }
+    }
 }
 
 impl fmt::Display for Irregularity {
@@ -97,6 +145,31 @@ impl fmt::Display for Irregularity {
             }
             Irregularity::UnusedLeaf { leaf } => write!(f, "no node hangs on leaf {leaf}"),
             Irregularity::UnusedSpine { spine } => write!(f, "no leaf reaches spine {spine}"),
+            Irregularity::NicsSwapped { nodes, rails } => {
+                let rails: Vec<String> = rails.iter().map(u8::to_string).collect();
+                let rails = rails.join(", ");
+                write!(f, "the NICs of {nodes} are swapped: one after the other on rails {rails}")
+            }
+            Irregularity::RackLacksLeaf { rack, rail, leaf } => {
+                write!(f, "rack {rack} has no leaf for rail {rail}")?;
+                match leaf {
+                    Some(leaf) => write!(f, ", by its siblings' names {leaf}"),
+                    None => Ok(()),
+                }
+            }
+            Irregularity::ThinUplink { leaf, spines, gbps, most_gbps } => {
+                write!(
+                    f,
+                    "leaf {leaf} reaches {spines} at {gbps} Gb/s, where most have {most_gbps}"
+                )
+            }
+            Irregularity::Unhealthy { leaf, others, health } => {
+                let health = match health {
+                    Health::Down => "down",
+                    Health::Up | Health::Degraded => "degraded",
+                };
+                write!(f, "the link of leaf {leaf} to {others} is {health}")
+            }
         }
     }
 }
@@ -109,6 +182,8 @@ impl Fabric {
         self.differing_racks(&mut found);
         self.cut_domains(&mut found);
         self.unused_switches(&mut found);
+        self.rails(&mut found);
+        self.links_that_differ(&mut found);
         found.sort();
         found
     }
@@ -159,7 +234,7 @@ impl Fabric {
         let mut having: BTreeMap<u8, usize> = BTreeMap::new();
         for node in mates {
             sets.entry(self.leafs(*node)).or_default().push(*node);
-            for rail in self.rails(*node) {
+            for rail in self.rails_of(*node) {
                 *having.entry(rail).or_default() += 1;
             }
         }
@@ -172,7 +247,7 @@ impl Fabric {
         };
         having.retain(|_, count| *count * 2 > mates.len() - 1);
         for (leafs, members) in sets.iter().filter(|(leafs, _)| *leafs != most) {
-            let own = self.rails(members[0]);
+            let own = self.rails_of(members[0]);
             let lacks: Vec<u8> = having.keys().filter(|r| !own.contains(r)).copied().collect();
             let rack = rack.to_owned();
             let nodes = self.names(members);
@@ -230,12 +305,12 @@ impl Fabric {
         self.vertex(id).is_some_and(|vertex| matches!(vertex.kind, VertexKind::Node { .. }))
     }
 
-    fn rails(&self, node: VertexId) -> BTreeSet<u8> {
+    pub(crate) fn rails_of(&self, node: VertexId) -> BTreeSet<u8> {
         let rail = |kind| if let LinkKind::Rail(rail) = kind { Some(rail) } else { None };
         self.link_kinds(node).filter_map(rail).collect()
     }
 
-    fn names<'a>(&self, ids: impl IntoIterator<Item = &'a VertexId>) -> String {
+    pub(crate) fn names<'a>(&self, ids: impl IntoIterator<Item = &'a VertexId>) -> String {
         let names: Vec<String> = ids.into_iter().map(|id| self.name(*id).to_owned()).collect();
         if names.is_empty() { "no leafs".to_owned() } else { compress(&names) }
     }

@@ -1,7 +1,11 @@
 //! The size the index is made for: 16,384 nodes, 131,072 GPUs.
 #![expect(clippy::unwrap_used, reason = "helpers of tests, not marked #[test] themselves")]
 
+mod support;
+
+use rowen_topology::import::{Format, import};
 use rowen_topology::*;
+use support::{Cables, Plan};
 
 /// 512 blocks of 32 nodes in 8 pods, 8 rails, four racks a block.
 fn large() -> FabricRecord {
@@ -45,4 +49,40 @@ fn a_fabric_of_131072_gpus() {
     let site = DomainId { level: Level::Site, ordinal: 0 };
     let want = Counts { free: 8_192 * 11, reclaimable: 8_192 * 4, capacity: 131_072 };
     assert_eq!(index.counts(site, None), want);
+}
+
+/// Not a bar: figures for whoever changes an importer. `-- --nocapture` shows them.
+#[test]
+#[expect(clippy::disallowed_methods, reason = "a test may look at the clock; the crate may not")]
+fn importing_131072_gpus() {
+    let uplinks = vec![vec![true; 8]];
+    let plan = Plan { racks: 512, nodes: 32, rails: 8, spines: 8, uplinks, lacking: false };
+    let want = plan.record();
+    let timed = |what: &str, text: &str, format| {
+        let begin = std::time::Instant::now();
+        let imported = import(format, text, &support::options()).unwrap();
+        let read = begin.elapsed();
+        let record = imported.inventory.expand().unwrap();
+        let begin = std::time::Instant::now();
+        let index = FlatIndex::build(&record).unwrap();
+        let built = begin.elapsed();
+        let nodes = index.node_count();
+        let kib = text.len() >> 10;
+        println!("{what}: {nodes} nodes, {kib} KiB: import {read:?}, index {built:?}");
+        assert_eq!(nodes, 16_384);
+    };
+    timed("ibnetdiscover", &Cables::of(&want).ibnetdiscover(), Format::Ibnetdiscover);
+    timed("slurm tree", &support::topology_conf(&want), Format::Slurm);
+    let plan = Plan { racks: 512, nodes: 32, rails: 1, spines: 8, ..plan };
+    timed("topograph", &support::topograph(&plan.record()), Format::Topograph);
+    let begin = std::time::Instant::now();
+    let index = FlatIndex::build(&want).unwrap();
+    let built = begin.elapsed();
+    let begin = std::time::Instant::now();
+    let uplink = FaultyLink::Uplink { leaf: "r000-leaf0".into(), spine: "spine00".into() };
+    let offers = offers(&want, &index, &[LinkFault { link: uplink, left_milli: 0 }]);
+    println!("index {built:?}, offers with a fault {:?}", begin.elapsed());
+    let site = DomainId { level: Level::Site, ordinal: 0 };
+    // 32 GPUs behind a leaf that has lost one of eight uplinks.
+    assert_eq!(offers.gpus(site), 131_072 - 4);
 }

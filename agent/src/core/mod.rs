@@ -188,7 +188,13 @@ pub struct Core {
     unacknowledged: BTreeMap<TaskKey, u64>,
     /// When the last report went out.
     reported_ms: u64,
+    /// Wanted tasks whose GPUs are not free, since when.
+    waiting: BTreeMap<TaskKey, u64>,
 }
+
+/// A task whose GPUs are not free so long after all notices is given up: its
+/// gang holds other nodes meanwhile.
+const WAIT_MS: u64 = 60_000;
 
 /// Heartbeats remembered while a leader is silent; older ones cannot renew.
 const HEARTBEATS_MAX: usize = 64;
@@ -211,6 +217,7 @@ impl Core {
             report_seq: 0,
             unacknowledged,
             reported_ms: 0,
+            waiting: BTreeMap::new(),
         }
     }
 
@@ -275,7 +282,36 @@ impl Core {
         for action in &actions {
             self.note(action);
         }
+        self.give_up(now);
         actions
+    }
+
+    /// What still waits for GPUs after [`WAIT_MS`] and the notices of what uses
+    /// them is told as lost, so that it is tried elsewhere. Time without a node
+    /// lease does not count: nothing would be launched anyway.
+    fn give_up(&mut self, now: u64) {
+        let wanted = self.desired.iter().flat_map(|desired| &desired.tasks);
+        let new: BTreeMap<TaskKey, &Wanted> = wanted
+            .filter(|(key, _)| !self.observed.tasks.contains_key(key))
+            .map(|(key, wanted)| (*key, wanted))
+            .collect();
+        let held = now < self.observed.lease_expires_ms;
+        self.waiting.retain(|key, _| held && new.contains_key(key));
+        let mut late = Vec::new();
+        for (key, wanted) in new.into_iter().filter(|_| held) {
+            let since = *self.waiting.entry(key).or_insert(now);
+            let users = self.observed.tasks.values().filter(|task| task.lives());
+            let users = users.filter(|task| task.gpus.iter().any(|gpu| wanted.gpus.contains(gpu)));
+            let notice_ms = users.map(|task| task.notice_ms).max().unwrap_or(0);
+            if now >= since.saturating_add(WAIT_MS).saturating_add(notice_ms) {
+                late.push(key);
+            }
+        }
+        for key in late {
+            let message = "an earlier task would not leave its GPUs".to_string();
+            self.note_new(key, Phase::Lost { message });
+            self.unacknowledged.insert(key, 0);
+        }
     }
 
     fn note(&mut self, action: &Action) {

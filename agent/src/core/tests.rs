@@ -195,6 +195,45 @@ fn stops_what_is_not_wanted_and_waits_for_its_gpus() {
 }
 
 #[test]
+fn what_waits_too_long_for_its_gpus_is_tried_elsewhere() {
+    // A notice of 50 and a minute, while the lease is held.
+    check(
+        "welcome 1 1000000
+         beat 0
+         ack 1 1
+         want 1 1 a7@5[0]
+         at 10
+         running a7@5
+         want 1 2 a8@9[0]
+         at 20
+         at 60069
+         report 60069
+         at 60070
+         report 60071
+         exited a7@5 137
+         at 60080
+         report 60081",
+        expect![[r#"
+            welcome 1 1000000 → Ok(())
+            beat 0 → (1, 0)
+            ack 1 1 → Ok(Some(1000000))
+            want 1 1 a7@5[0] → Ok(true)
+            at 10 → persist; launch a7.0@5
+            running a7@5 →
+            want 1 2 a8@9[0] → Ok(true)
+            at 20 → persist; stop a7.0@5 20-70: no longer wanted on this node
+            at 60069 →
+            report 60069 → 1: a7.0@5
+            at 60070 →
+            report 60071 → 2: a8.0@9
+            exited a7@5 137 →
+            at 60080 →
+            report 60081 → 3: a7.0@5
+        "#]],
+    );
+}
+
+#[test]
 fn a_stop_only_moves_forward() {
     check_up(
         "want 1 1 a7@5[0]

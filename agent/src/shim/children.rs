@@ -1,37 +1,42 @@
 //! The processes of one task.
 //!
 //! Owns launching them, finding whatever they forked, signalling and reaping
-//! it. Never decides when: `shim` does.
+//! it. Never decides when: `shim` does; never waits for a disk once one lives.
 
 use std::{
     collections::BTreeMap,
-    io::{self, Read},
+    io,
     os::{
-        fd::{AsFd, BorrowedFd},
+        fd::OwnedFd,
         unix::{fs::PermissionsExt, process::CommandExt},
     },
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
+    time::Duration,
 };
 
 use nix::{
     errno::Errno,
-    fcntl::{FcntlArg, OFlag, fcntl},
     sys::{
-        signal::{Signal, kill, killpg},
+        prctl,
+        signal::{SigSet, Signal, kill, killpg},
         wait::{WaitPidFlag, WaitStatus, waitpid},
     },
-    unistd::Pid,
+    unistd::{self, Pid},
 };
 
-use super::{cgroup::Cgroup, log_file::LogFile};
+use super::{
+    cgroup::Cgroup,
+    log_file::LogFile,
+    pump::{Pipe, Pump},
+};
 use crate::{
     process,
     spec::{ProcessId, Spec},
 };
 
-/// Read at most this much of one log before looking at the others.
-const PUMP_BYTES: usize = 64 * 1024;
+/// For what is left in the pipes to reach the logs of a task that ended.
+const DRAIN_LIMIT: Duration = Duration::from_secs(2);
 
 /// How one of the task's first processes ended.
 pub(super) struct Exit {
@@ -42,6 +47,11 @@ pub(super) struct Exit {
 }
 
 impl Exit {
+    /// By SIGKILL, whoever sent it.
+    pub(super) fn killed(&self) -> bool {
+        self.signal == Some(Signal::SIGKILL)
+    }
+
     /// For people; empty where the code says it all.
     pub(super) fn message(&self, processes: usize) -> String {
         let how = match self.signal {
@@ -53,37 +63,47 @@ impl Exit {
     }
 }
 
-/// A pipe from a process to its log.
-struct Pipe {
-    reader: Box<dyn ReadFd>,
-    log: LogFile,
-}
-
-trait ReadFd: Read + AsFd {}
-impl<T: Read + AsFd> ReadFd for T {}
-
 #[derive(Default)]
 pub(super) struct Children {
     launched: Vec<ProcessId>,
     /// First processes that live: pid to local rank.
     mains: BTreeMap<i32, usize>,
     group: Option<i32>,
-    pipes: Vec<Pipe>,
+    pump: Option<Pump>,
     cgroup: Option<Cgroup>,
 }
+
+/// stdout and stderr of one process.
+type Logs = [LogFile; 2];
 
 impl Children {
     /// Starts one process for each environment of `spec`, in one group.
     pub(super) fn launch(&mut self, spec: &Spec) -> Result<(), String> {
         self.cgroup = spec.cgroup.as_ref().and_then(|path| Cgroup::enter(path, spec));
-        let launched = (0..spec.processes.len()).try_for_each(|local| self.launch_one(spec, local));
+        // All logs before any process: a disk that hangs here hangs an empty task.
+        let logs: io::Result<Vec<Logs>> =
+            (0..spec.processes.len()).map(|local| open_logs(spec, local)).collect();
+        let mut pipes = Vec::new();
+        let launched = logs.map_err(|error| format!("logs: {error}")).and_then(|logs| {
+            logs.into_iter()
+                .enumerate()
+                .try_for_each(|(local, logs)| self.launch_one(spec, local, logs, &mut pipes))
+        });
         if let Some(cgroup) = &self.cgroup {
             cgroup.leave();
         }
-        launched
+        launched?;
+        self.pump = Some(Pump::start(pipes).map_err(|error| format!("logs: {error}"))?);
+        Ok(())
     }
 
-    fn launch_one(&mut self, spec: &Spec, local: usize) -> Result<(), String> {
+    fn launch_one(
+        &mut self,
+        spec: &Spec,
+        local: usize,
+        logs: Logs,
+        pipes: &mut Vec<Pipe>,
+    ) -> Result<(), String> {
         let env = &spec.processes[local];
         let name = spec.command.first().ok_or("command: empty; name a program")?;
         let here = std::env::current_dir().map_err(|error| format!("task folder: {error}"))?;
@@ -99,30 +119,23 @@ impl Children {
         command.arg0(name).args(&spec.command[1..]).env_clear().envs(env).current_dir(&dir);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         command.process_group(self.group.unwrap_or(0));
-        let child = command.spawn().map_err(|error| cannot_start(name, &error))?;
-        self.adopt(child, spec, local).map_err(|error| format!("logs: {error}"))
+        end_with_shim(&mut command);
+        let mut child = command.spawn().map_err(|error| cannot_start(name, &error))?;
+        self.note(&child, local);
+        let failed = |error: io::Error| format!("logs: {error}");
+        let [stdout, stderr] = logs;
+        let out = child.stdout.take().expect("piped");
+        let err = child.stderr.take().expect("piped");
+        pipes.push(Pipe::new(OwnedFd::from(out), stdout).map_err(failed)?);
+        pipes.push(Pipe::new(OwnedFd::from(err), stderr).map_err(failed)?);
+        Ok(())
     }
 
-    fn adopt(&mut self, mut child: Child, spec: &Spec, local: usize) -> io::Result<()> {
+    fn note(&mut self, child: &Child, local: usize) {
         let pid = i32::try_from(child.id()).expect("pids fit");
         self.group.get_or_insert(pid);
         self.mains.insert(pid, local);
         self.launched.push(process::identify(pid));
-        let log = |stream: &str| {
-            let name = match spec.processes.len() {
-                1 => format!("{stream}.log"),
-                _ => format!("{stream}.{local}.log"),
-            };
-            LogFile::open(Path::new(&name), spec.log_max_bytes, spec.log_keep)
-        };
-        let stdout = child.stdout.take().expect("piped");
-        let stderr = child.stderr.take().expect("piped");
-        for fd in [stdout.as_fd(), stderr.as_fd()] {
-            fcntl(fd, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
-        }
-        self.pipes.push(Pipe { reader: Box::new(stdout), log: log("stdout")? });
-        self.pipes.push(Pipe { reader: Box::new(stderr), log: log("stderr")? });
-        Ok(())
     }
 
     /// The first processes, as they were launched.
@@ -133,11 +146,6 @@ impl Children {
     /// How many of the first processes live.
     pub(super) fn mains(&self) -> usize {
         self.mains.len()
-    }
-
-    /// To wait on.
-    pub(super) fn fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
-        self.pipes.iter().map(|pipe| pipe.reader.as_fd())
     }
 
     /// What ended of the first processes, and whether anything is left at all:
@@ -194,32 +202,11 @@ impl Children {
         }
     }
 
-    /// Moves what the processes wrote into their logs, a bit of each.
-    pub(super) fn pump_logs(&mut self) {
-        let mut buffer = vec![0; PUMP_BYTES];
-        self.pipes.retain_mut(|pipe| match pipe.reader.read(&mut buffer) {
-            Ok(0) => false,
-            Ok(length) => {
-                pipe.log.append(&buffer[..length]);
-                true
-            }
-            Err(error) => error.kind() == io::ErrorKind::WouldBlock,
-        });
-    }
-
-    /// The rest, once no process is left to write more.
+    /// What the processes wrote last, once none is left to write more.
     pub(super) fn drain_logs(&mut self) {
-        // Ends at the end of file of each pipe: nobody holds the other side.
-        // A pipe passed to a process outside the task could stay open: bounded.
-        for _ in 0..1024 {
-            let before: u64 = self.pipes.iter().map(|pipe| pipe.log.written()).sum();
-            self.pump_logs();
-            let after: u64 = self.pipes.iter().map(|pipe| pipe.log.written()).sum();
-            if self.pipes.is_empty() || before == after {
-                break;
-            }
+        if let Some(pump) = self.pump.take() {
+            pump.finish(DRAIN_LIMIT);
         }
-        self.pipes.clear();
     }
 
     /// Once it is empty.
@@ -227,6 +214,37 @@ impl Children {
         if let Some(cgroup) = self.cgroup.take() {
             cgroup.remove();
         }
+    }
+}
+
+fn open_logs(spec: &Spec, local: usize) -> io::Result<Logs> {
+    let open = |stream: &str| {
+        let name = match spec.processes.len() {
+            1 => format!("{stream}.log"),
+            _ => format!("{stream}.{local}.log"),
+        };
+        LogFile::open(Path::new(&name), spec.log_max_bytes, spec.log_keep)
+    };
+    Ok([open("stdout")?, open("stderr")?])
+}
+
+/// The kernel kills the process with the shim, even where the guard died with
+/// it. Its children do not inherit that, and a setuid program sheds it: the
+/// guard, or the next agent, finds those.
+fn end_with_shim(command: &mut Command) {
+    let shim = unistd::getpid();
+    let bind = move || {
+        prctl::set_pdeathsig(Signal::SIGKILL)?;
+        if unistd::getppid() != shim {
+            return Err(Errno::ESRCH.into()); // It died before the kernel knew.
+        }
+        // The shim reads its signals from a descriptor; programs expect to get theirs.
+        SigSet::empty().thread_set_mask()?;
+        Ok(())
+    };
+    #[expect(unsafe_code, reason = "three system calls, between fork and exec")]
+    unsafe {
+        command.pre_exec(bind);
     }
 }
 

@@ -21,19 +21,17 @@ pub(super) struct LogFile {
     keep: u32,
     /// Number the current segment gets when it is rotated.
     number: u64,
-    written: u64,
 }
 
 impl LogFile {
     pub(super) fn open(path: &Path, max_bytes: u64, keep: u32) -> io::Result<Self> {
         let file = spec::private_file(path)?;
         let path = path.to_path_buf();
-        Ok(LogFile { path, file, bytes: 0, max_bytes, keep, number: 1, written: 0 })
+        Ok(LogFile { path, file, bytes: 0, max_bytes, keep, number: 1 })
     }
 
     /// Errors are dropped: a full disk must not end the task.
     pub(super) fn append(&mut self, data: &[u8]) {
-        self.written += data.len() as u64;
         let mut rest = data;
         while self.bytes + rest.len() as u64 > self.max_bytes {
             // Lines stay whole: the seam is the last line end that still fits,
@@ -51,11 +49,6 @@ impl LogFile {
         if self.bytes > 2 * self.max_bytes {
             self.rotate(); // No line end in all that: bounded all the same.
         }
-    }
-
-    /// Bytes taken in so far.
-    pub(super) fn written(&self) -> u64 {
-        self.written
     }
 
     fn write(&mut self, data: &[u8]) {

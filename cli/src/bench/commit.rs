@@ -8,18 +8,19 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use rowen_api::v1::node_service_client::NodeServiceClient;
-use rowen_api::v1::{CordonNodeRequest, RequestId};
+use rowen_api::v1::{CordonNodeRequest, CordonNodeResponse, RequestId};
 use tonic::Status;
-use tonic::transport::{Channel, Endpoint};
 
 use super::bounds;
+use super::cpu::{Cpu, Side};
 use super::etcd::{self, Etcd};
 use super::figures::{Check, Figure, Report, percentile};
+use super::wire::Connection;
 use crate::cluster::replicas::Group;
 use crate::cluster::{Timing, fabric};
 use crate::output::note;
 
+const CORDON: &str = "/rowen.v1.NodeService/CordonNode";
 /// Bytes of a command's text, and of a value put into etcd.
 const BYTES: usize = 200;
 /// Nodes that the commands are about, and keys that are put.
@@ -83,7 +84,12 @@ async fn with_replicas(args: &Args, folder: &Path, replicas: u8) -> Result<(Vec<
     if replicas == 3 && peer.is_none() {
         note(&format!("no {} on the PATH: nothing is measured beside", args.etcd));
     }
-    let bench = Bench { url, nodes, length: Duration::from_secs(args.seconds) };
+    let (led, followed) = group.pids().into_iter().partition::<Vec<_>, _>(|(at, _)| *at == leader);
+    let own = Side {
+        leader: led.first().context("the leader is gone")?.1,
+        followers: followed.into_iter().map(|(_, pid)| pid).collect(),
+    };
+    let bench = Bench { url, own, nodes, length: Duration::from_secs(args.seconds) };
     let mut figures = Vec::new();
     for &clients in &args.clients {
         let case = format!("replicas={replicas} clients={clients}");
@@ -104,20 +110,13 @@ fn figures_of(
     theirs: Option<&Load>,
     peer: &Option<Etcd>,
 ) -> Vec<Figure> {
-    let mut figures = vec![
-        Figure::new("commit", case, ours.per_s(), "1/s"),
-        Figure::new("commit_p50", case, percentile(&ours.latency_ms, 50.0), "ms"),
-        Figure::new("commit_p99", case, percentile(&ours.latency_ms, 99.0), "ms"),
-    ];
+    let mut figures: Vec<Figure> =
+        MEASURES.iter().map(|(name, unit, of)| Figure::new(name, case, of(ours), unit)).collect();
     if let (Some(theirs), Some(etcd)) = (theirs, peer) {
         let name = format!("etcd {}", etcd.version);
-        let values = [
-            theirs.per_s(),
-            percentile(&theirs.latency_ms, 50.0),
-            percentile(&theirs.latency_ms, 99.0),
-        ];
-        let both = figures.into_iter().zip(values);
-        figures = both.map(|(figure, value)| figure.beside(name.clone(), value)).collect();
+        let both = figures.into_iter().zip(MEASURES);
+        figures =
+            both.map(|(figure, (_, _, of))| figure.beside(name.clone(), of(theirs))).collect();
         let bar = BARS.iter().find(|(count, _)| replicas == 3 && *count == clients);
         if let Some((_, bar)) = bar {
             let rate = figures.remove(0).ratio_at_least(*bar);
@@ -127,19 +126,38 @@ fn figures_of(
     figures
 }
 
+/// A figure's name, its unit, and how it follows from a load.
+type Measure = (&'static str, &'static str, fn(&Load) -> f64);
+
+/// What is told of each case.
+const MEASURES: [Measure; 6] = [
+    ("commit", "1/s", Load::per_s),
+    ("commit_p50", "ms", |load| percentile(&load.latency_ms, 50.0)),
+    ("commit_p99", "ms", |load| percentile(&load.latency_ms, 99.0)),
+    ("commit_cpu_leader", "us", |load| load.cpu.leader_us / load.count()),
+    ("commit_cpu_followers", "us", |load| load.cpu.followers_us / load.count()),
+    ("commit_cpu_client", "us", |load| load.cpu.client_us / load.count()),
+];
+
 /// What clients got done.
 #[derive(Default)]
 struct Load {
     latency_ms: Vec<f64>,
     seconds: f64,
+    cpu: Cpu,
 }
 
 impl Load {
     fn per_s(&self) -> f64 {
-        self.latency_ms.len() as f64 / self.seconds
+        self.count() / self.seconds
     }
 
-    fn add(&mut self, other: Load) {
+    fn count(&self) -> f64 {
+        self.latency_ms.len() as f64
+    }
+
+    fn add(&mut self, other: Load, before: Cpu, after: Cpu) {
+        self.cpu.add_between(before, after);
         self.latency_ms.extend(other.latency_ms);
         self.seconds += other.seconds;
     }
@@ -148,6 +166,7 @@ impl Load {
 struct Bench {
     /// Of the leader: following redirections is not what is measured.
     url: String,
+    own: Side,
     nodes: Vec<String>,
     length: Duration,
 }
@@ -161,40 +180,54 @@ impl Bench {
             None => None,
         };
         self.rowen(&ours, clients, WARM_UP).await?;
-        if let Some(channels) = &theirs {
-            self.etcd(channels, clients, WARM_UP).await?;
+        if let Some(connections) = &theirs {
+            self.etcd(connections, clients, WARM_UP).await?;
         }
         let (mut own, mut peers) = (Load::default(), Load::default());
         for _ in 0..ROUNDS {
-            own.add(self.rowen(&ours, clients, self.length / ROUNDS).await?);
-            if let Some(channels) = &theirs {
-                peers.add(self.etcd(channels, clients, self.length / ROUNDS).await?);
+            let before = self.own.used()?;
+            let round = self.rowen(&ours, clients, self.length / ROUNDS).await?;
+            own.add(round, before, self.own.used()?);
+            if let (Some(connections), Some(etcd)) = (&theirs, peer) {
+                let before = etcd.processes().used()?;
+                let round = self.etcd(connections, clients, self.length / ROUNDS).await?;
+                peers.add(round, before, etcd.processes().used()?);
             }
         }
         Ok((own, theirs.map(|_| peers)))
     }
 
     /// A cordon with a reason: a command whose effect is bounded and whose way is the whole one.
-    async fn rowen(&self, channels: &[Channel], clients: u32, length: Duration) -> Result<Load> {
+    async fn rowen(
+        &self,
+        connections: &[Connection],
+        clients: u32,
+        length: Duration,
+    ) -> Result<Load> {
         let unique = crate::demo::boottime_ns();
         let send = |client: u32, seq: u64| {
-            let mut nodes = NodeServiceClient::new(pick(channels, client));
+            let connection = pick(connections, client);
             let at = (u64::from(client) + seq) as usize % self.nodes.len();
             let request = CordonNodeRequest {
                 request: Some(RequestId { client: format!("bench-{unique}-{client}"), seq }),
                 name: self.nodes[at].clone(),
                 reason: text(client, seq),
             };
-            async move { nodes.cordon_node(request).await.map(drop) }
+            async move { connection.unary::<CordonNodeResponse>(CORDON, &request).await.map(drop) }
         };
         load(clients, length, send).await
     }
 
-    async fn etcd(&self, channels: &[Channel], clients: u32, length: Duration) -> Result<Load> {
+    async fn etcd(
+        &self,
+        connections: &[Connection],
+        clients: u32,
+        length: Duration,
+    ) -> Result<Load> {
         let send = |client: u32, seq: u64| {
             let at = (u64::from(client) + seq) as usize % self.nodes.len();
             let (key, value) = (self.nodes[at].clone().into_bytes(), text(client, seq));
-            etcd::put(pick(channels, client), key, value.into_bytes())
+            etcd::put(pick(connections, client), key, value.into_bytes())
         };
         load(clients, length, send).await
     }
@@ -219,20 +252,17 @@ where
     // One thread asks for all: the other cores are for those who answer.
     let all = futures::future::try_join_all((0..clients).map(one)).await?;
     let seconds = begun.elapsed().as_secs_f64();
-    Ok(Load { latency_ms: all.into_iter().flatten().collect(), seconds })
+    let latency_ms = all.into_iter().flatten().collect();
+    Ok(Load { latency_ms, seconds, cpu: Cpu::default() })
 }
 
-async fn connect(url: &str, clients: u32) -> Result<Vec<Channel>> {
-    let endpoint = Endpoint::from_shared(url.to_owned())?.tcp_nodelay(true);
-    let mut channels = Vec::new();
-    for _ in 0..clients.min(CONNECTIONS) {
-        channels.push(endpoint.connect().await?);
-    }
-    Ok(channels)
+async fn connect(url: &str, clients: u32) -> Result<Vec<Connection>> {
+    let count = clients.min(CONNECTIONS);
+    futures::future::try_join_all((0..count).map(|_| Connection::open(url))).await
 }
 
-fn pick(channels: &[Channel], client: u32) -> Channel {
-    channels[client as usize % channels.len()].clone()
+fn pick(connections: &[Connection], client: u32) -> Connection {
+    connections[client as usize % connections.len()].clone()
 }
 
 /// Always so long, never twice the same.

@@ -9,11 +9,10 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use tonic::codegen::http::uri::PathAndQuery;
-use tonic::transport::Channel;
-use tonic::{Request, Status};
-use tonic_prost::ProstCodec;
+use tonic::Status;
 
+use super::cpu::Side;
+use super::wire::Connection;
 use crate::cluster::free_addresses;
 
 const PUT: &str = "/etcdserverpb.KV/Put";
@@ -63,6 +62,8 @@ pub(super) struct Etcd {
     members: Vec<Child>,
     /// `http://HOST:PORT` of the leader.
     pub(super) leader: String,
+    /// Which member that is.
+    leader_at: usize,
     pub(super) version: String,
 }
 
@@ -77,7 +78,12 @@ impl Etcd {
         let (clients, peers) = addresses.split_at(count);
         let named = peers.iter().enumerate().map(|(at, peer)| format!("m{at}=http://{peer}"));
         let group = named.collect::<Vec<_>>().join(",");
-        let mut etcd = Etcd { members: Vec::new(), leader: String::new(), version: String::new() };
+        let mut etcd = Etcd {
+            members: Vec::new(),
+            leader: String::new(),
+            leader_at: 0,
+            version: String::new(),
+        };
         for at in 0..count {
             let child = member(exe, folder, at, clients[at], peers[at], &group)?;
             etcd.members.push(child);
@@ -86,15 +92,25 @@ impl Etcd {
         Ok(Some(etcd))
     }
 
+    /// For its CPU time.
+    pub(super) fn processes(&self) -> Side {
+        let pids = self.members.iter().map(Child::id).enumerate();
+        Side {
+            leader: self.members[self.leader_at].id(),
+            followers: pids.filter(|(at, _)| *at != self.leader_at).map(|(_, pid)| pid).collect(),
+        }
+    }
+
     async fn find_leader(&mut self, clients: &[SocketAddr]) -> Result<()> {
         let deadline = Instant::now() + FORM;
         while Instant::now() < deadline {
-            for address in clients {
+            for (at, address) in clients.iter().enumerate() {
                 let url = format!("http://{address}");
                 let Ok(status) = status(&url).await else { continue };
                 let member = status.header.map(|header| header.member_id);
                 if status.leader != 0 && member == Some(status.leader) {
-                    (self.leader, self.version) = (url, status.version);
+                    (self.leader, self.leader_at) = (url, at);
+                    self.version = status.version;
                     return Ok(());
                 }
             }
@@ -114,27 +130,16 @@ impl Drop for Etcd {
 }
 
 /// One key written.
-pub(super) async fn put(channel: Channel, key: Vec<u8>, value: Vec<u8>) -> Result<(), Status> {
-    let _: PutResponse = unary(channel, PUT, PutRequest { key, value }).await?;
-    Ok(())
+pub(super) async fn put(
+    connection: Connection,
+    key: Vec<u8>,
+    value: Vec<u8>,
+) -> Result<(), Status> {
+    connection.unary::<PutResponse>(PUT, &PutRequest { key, value }).await.map(drop)
 }
 
 async fn status(url: &str) -> Result<StatusResponse> {
-    let channel = Channel::from_shared(url.to_owned())?.connect().await?;
-    Ok(unary(channel, STATUS, StatusRequest {}).await?)
-}
-
-async fn unary<Q, A>(channel: Channel, path: &'static str, request: Q) -> Result<A, Status>
-where
-    Q: prost::Message + Default + Send + Sync + 'static,
-    A: prost::Message + Default + Send + Sync + 'static,
-{
-    let mut client = tonic::client::Grpc::new(channel);
-    let ready = client.ready().await;
-    ready.map_err(|error| Status::unavailable(error.to_string()))?;
-    let codec = ProstCodec::<Q, A>::default();
-    let path = PathAndQuery::from_static(path);
-    Ok(client.unary(Request::new(request), path, codec).await?.into_inner())
+    Ok(Connection::open(url).await?.unary(STATUS, &StatusRequest {}).await?)
 }
 
 fn member(

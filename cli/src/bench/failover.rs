@@ -74,13 +74,12 @@ pub(super) async fn measure(args: &Args, folder: &Path) -> Result<Report> {
         all.add(times);
     }
     bench.acknowledged.extend(load.stop().await?);
-    let mut checks = bench.nothing_lost().await?;
+    let (mut checks, found) = bench.nothing_lost().await?;
     checks.push(bench.gang_runs(gang).await?);
     checks.push(bench.no_gpu_shared()?);
     let mut figures = leader.figures("failover", &format!("leader killed {} times", args.kills));
     figures.extend(all.figures("restart", &format!("all killed {} times", args.all_kills)));
-    let count = bench.acknowledged.len();
-    figures.push(Figure::new("acknowledged", "jobs", count as f64, "jobs"));
+    figures.extend(found);
     let mut report = Report::new("bench failover", 0, figures, checks);
     report.state_hash = bench.state_hash().await;
     Ok(report)
@@ -108,7 +107,7 @@ impl Times {
         let names = match what {
             "failover" => [
                 ("failover_write_p50", "failover_write_max"),
-                ("failover_placement_p50", "failover_placement_max"),
+                ("next_placement_p50", "next_placement_max"),
                 ("failover_agents_p50", "failover_agents_max"),
             ],
             _ => [
@@ -208,7 +207,7 @@ impl Bench {
     }
 
     /// Every acknowledged job is there once, under the id that was acknowledged.
-    async fn nothing_lost(&mut self) -> Result<Vec<Check>> {
+    async fn nothing_lost(&mut self) -> Result<(Vec<Check>, Vec<Figure>)> {
         let list = ListJobsRequest { all: true, ..Default::default() };
         let send = |ch| {
             let list = list.clone();
@@ -234,10 +233,17 @@ impl Bench {
             ok: bad.is_empty(),
             detail: format!("{} of {count}: {}", bad.len(), bad.join(" ")),
         };
-        Ok(vec![
+        let figure = |name, value: usize| Figure::new(name, "jobs", value as f64, "jobs");
+        let figures = vec![
+            figure("acknowledged", count),
+            figure("lost", lost.len()).at_most(0.0),
+            figure("doubled", doubled.len()).at_most(0.0),
+        ];
+        let checks = vec![
             check("no acknowledged job is lost", lost),
             check("no job is there twice", doubled),
-        ])
+        ];
+        Ok((checks, figures))
     }
 
     /// The same processes as at the beginning, and all of them.

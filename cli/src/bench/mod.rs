@@ -2,15 +2,22 @@
 
 mod bounds;
 mod commit;
+mod cpu;
+mod disk;
 mod etcd;
 mod failover;
 pub(crate) mod figures;
+mod jobs;
+mod placement;
+mod soak;
 mod submit;
+mod wire;
 
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 use crate::cluster;
 
@@ -30,6 +37,15 @@ enum What {
     /// The leader, or all replicas at once, killed under load: how long until work goes on, and
     /// whether anything acknowledged was lost.
     Failover(failover::Args),
+    /// How long the planner takes for a decision, from 1,024 to 131,072 GPUs.
+    Placement(placement::Args),
+    /// Jobs submitted, placed and running a second, with 1,000 simulated agents; then the leader is
+    /// killed under them.
+    Jobs(jobs::Args),
+    /// What a replica takes on disk over millions of entries, and how long it takes to open again.
+    Disk(disk::Args),
+    /// Steady load on three replicas: whether memory, disk and latency stay what they are.
+    Soak(soak::Args),
 }
 
 /// What every measurement takes.
@@ -58,6 +74,10 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode> {
         What::Failover(args) => {
             report(&args.common, async |at| failover::measure(&args, at).await).await
         }
+        What::Placement(args) => report(&args.common, async |_| placement::measure(&args)).await,
+        What::Jobs(args) => report(&args.common, async |at| jobs::measure(&args, at).await).await,
+        What::Disk(args) => report(&args.common, async |at| disk::measure(&args, at).await).await,
+        What::Soak(args) => report(&args.common, async |at| soak::measure(&args, at).await).await,
     }
 }
 
@@ -71,6 +91,30 @@ async fn report(
         report = measure(folder.path()) => Ok(report?.finish(common.json, common.enforce)),
         () = cluster::interrupted() => Ok(ExitCode::from(130)),
     }
+}
+
+/// What a process has in memory.
+fn resident_bytes(pid: u32) -> Result<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kib = line.and_then(|line| line.trim().strip_suffix(" kB"));
+    let kib: u64 = kib.context("the process has ended")?.trim().parse()?;
+    Ok(kib * 1024)
+}
+
+/// What a folder takes on the disk: blocks, not lengths.
+fn disk_bytes(dir: &Path) -> Result<u64> {
+    let mut bytes = 0;
+    for entry in std::fs::read_dir(dir).with_context(|| dir.display().to_string())? {
+        // Segments and periods come and go meanwhile.
+        let Ok(entry) = entry else { continue };
+        let Ok(found) = entry.metadata() else { continue };
+        bytes += match found.is_dir() {
+            true => disk_bytes(&entry.path()).unwrap_or(0),
+            false => found.blocks() * 512,
+        };
+    }
+    Ok(bytes)
 }
 
 /// A folder that goes with the run, on the disk that was asked for.

@@ -65,9 +65,23 @@ impl Group {
         self.replicas.iter().map(|replica| replica.addr.to_string()).collect()
     }
 
+    /// The process ids of those that live, by replica.
+    pub(crate) fn pids(&self) -> Vec<(usize, u32)> {
+        let processes = self.replicas.iter().map(|replica| replica.process.as_ref());
+        processes.enumerate().filter_map(|(at, process)| Some((at, process?.pid()))).collect()
+    }
+
     /// A plain client of one replica.
     pub(crate) fn rpc(&self, at: usize) -> Rpc {
         Rpc::connect(&self.replicas[at].addr.to_string())
+    }
+
+    /// Process id and data folder of each replica that lives.
+    pub(crate) fn processes(&self) -> Vec<(u32, PathBuf)> {
+        let folder = |at: usize| self.data.join(format!("replica-{}", at + 1));
+        let replicas = self.replicas.iter().enumerate();
+        let living = replicas.filter_map(|(at, replica)| Some((at, replica.process.as_ref()?)));
+        living.map(|(at, process)| (process.pid(), folder(at))).collect()
     }
 
     /// The replica that leads, once one does.
@@ -83,6 +97,11 @@ impl Group {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         bail!("no replica leads; see {}", self.data.join("logs").display())
+    }
+
+    /// The replica's process id, while it lives.
+    pub(crate) fn pid(&self, at: usize) -> Option<u32> {
+        self.replicas[at].process.as_ref().map(Process::pid)
     }
 
     /// SIGKILL.

@@ -38,7 +38,7 @@ impl Source {
     pub(crate) fn read(path: &str, format: Option<Format>) -> Result<Source, FileError> {
         let fail = |problem| FileError { file: path.to_owned(), problems: vec![problem] };
         let format = format.map_or_else(|| format_of(path), Ok).map_err(fail)?;
-        let text = text_of(path).map_err(fail)?;
+        let text = text_of(path, MAX_BYTES).map_err(fail)?;
         let tree = parse(&text, format).map_err(fail)?;
         Ok(Source { name: path.to_owned(), tree })
     }
@@ -118,16 +118,22 @@ fn format_of(path: &str) -> Result<Format, Problem> {
     }
 }
 
-fn text_of(path: &str) -> Result<String, Problem> {
+/// The text of a file that is none of Rowen's own.
+pub(crate) fn read_text(path: &str, max_bytes: u64) -> Result<String, FileError> {
+    text_of(path, max_bytes)
+        .map_err(|problem| FileError { file: path.to_owned(), problems: vec![problem] })
+}
+
+fn text_of(path: &str, max_bytes: u64) -> Result<String, Problem> {
     let cannot = |error: io::Error| Problem::new("", format!("cannot read it: {error}"));
     let reader: Box<dyn io::Read> = match path {
         "-" => Box::new(io::stdin()),
         _ => Box::new(File::open(path).map_err(cannot)?),
     };
     let mut bytes = Vec::new();
-    reader.take(MAX_BYTES + 1).read_to_end(&mut bytes).map_err(cannot)?;
-    if bytes.len() as u64 > MAX_BYTES {
-        let text = format!("larger than {} MiB; split it", MAX_BYTES >> 20);
+    reader.take(max_bytes + 1).read_to_end(&mut bytes).map_err(cannot)?;
+    if bytes.len() as u64 > max_bytes {
+        let text = format!("larger than {} MiB; split it", max_bytes >> 20);
         return Err(Problem::new("", text));
     }
     String::from_utf8(bytes).map_err(|error| {

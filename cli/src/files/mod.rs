@@ -15,8 +15,8 @@ mod values;
 
 use std::fmt;
 
-pub(crate) use document::{Format, Source};
-pub(crate) use fabric::read_fabric;
+pub(crate) use document::{Format, Source, read_text};
+pub(crate) use fabric::{read_fabric, read_inventory};
 pub(crate) use filler::FillerFile;
 pub(crate) use job::JobFile;
 pub(crate) use schema::{Kind, schema};

@@ -3,7 +3,6 @@
 use std::process::ExitCode;
 
 use rowen_api::v1::{Occupancy, SetFabricRequest, WatchOccupancyRequest};
-use rowen_topology::{Fabric, FabricRecord};
 use serde::Serialize;
 use tonic::Streaming;
 
@@ -12,16 +11,18 @@ use super::submit::check_each;
 use crate::args::{FabricVerb, FileArgs, ValidateArgs, WatchArgs};
 use crate::client::{CallError, cluster, fabric as fabric_client, may_pass};
 use crate::exit::{DONE, Outcome};
-use crate::files::{FileError, Problem, Source, read_fabric};
-use crate::output::fabric::{OccupancyView, show as drawn};
+use crate::files::{Problem, Source, read_fabric, read_inventory};
+use crate::output::fabric::{FoundView, OccupancyView, show as drawn};
 use crate::output::{Output, words};
 
-/// `fabric …`, except `check` and `schema`, which need no cluster.
+/// `fabric …`, except `check`, `import` and `schema`, which need no cluster.
 pub(super) async fn run(session: &mut Session, verb: FabricVerb) -> Outcome {
     match verb {
         FabricVerb::Show(args) => show(session, args).await,
         FabricVerb::Set(args) => set(session, args).await,
-        FabricVerb::Check(_) | FabricVerb::Schema => unreachable!("dispatched before"),
+        FabricVerb::Check(_) | FabricVerb::Import(_) | FabricVerb::Schema => {
+            unreachable!("dispatched before")
+        }
     }
 }
 
@@ -54,52 +55,15 @@ async fn watch(session: &mut Session) -> Result<Streaming<Occupancy>, CallError>
     session.client.call(watch).await
 }
 
-/// What `fabric check` finds, for programs.
-#[derive(Serialize)]
-struct CheckedView {
-    nodes: usize,
-    gpus: u64,
-    leafs: usize,
-    spines: usize,
-    /// Allowed, but placement will be the worse for it.
-    irregularities: Vec<String>,
-}
-
 /// `fabric check`.
 pub(super) fn check(out: Output, args: &ValidateArgs) -> Outcome {
     check_each(&args.files, |file| {
         let source = Source::read(file, args.format)?;
-        let view = CheckedView::new(&source, &read_fabric(&source)?)?;
-        Ok(out.emit(&view, |view| view.text(file)))
-    })
-}
-
-impl CheckedView {
-    fn new(source: &Source, record: &FabricRecord) -> Result<CheckedView, FileError> {
-        let fabric = Fabric::from_record(record)
+        let inventory = read_inventory(&source)?;
+        let found = FoundView::new(&inventory)
             .map_err(|e| source.error(vec![Problem::new("", e.to_string())]))?;
-        Ok(CheckedView {
-            nodes: record.nodes.len(),
-            gpus: record.nodes.iter().map(|node| u64::from(node.gpu_count)).sum(),
-            leafs: record.leafs.len(),
-            spines: record.spines.len(),
-            irregularities: fabric.irregularities().iter().map(ToString::to_string).collect(),
-        })
-    }
-
-    fn text(&self, file: &str) -> String {
-        let mut text = format!(
-            "{file}: ok: {}, {}, {}, {}",
-            words::count(self.nodes as u64, "node"),
-            words::count(self.gpus, "GPU"),
-            words::count(self.leafs as u64, "leaf"),
-            words::count(self.spines as u64, "spine")
-        );
-        for irregularity in &self.irregularities {
-            text += &format!("\n{file}: irregular: {irregularity}");
-        }
-        text
-    }
+        Ok(out.emit(&found, |found| found.checked(file, out.wide())))
+    })
 }
 
 /// What `fabric set` prints for programs.

@@ -9,6 +9,7 @@ mod completion;
 mod fabric;
 mod filler;
 mod follow;
+mod import;
 mod job;
 mod logs;
 mod node;
@@ -53,6 +54,7 @@ pub(crate) fn run(args: RowenArgs) -> Outcome {
         Verb::Job(verb) => job(global, verb),
         Verb::Node(verb) => client(global, async |s| node::run(s, verb).await),
         Verb::Fabric(FabricVerb::Check(args)) => fabric::check(Output::new(global.output), &args),
+        Verb::Fabric(FabricVerb::Import(args)) => import::run(Output::new(global.output), &args),
         Verb::Fabric(FabricVerb::Schema) => schema::print(Kind::Fabric),
         Verb::Fabric(verb) => client(global, async |s| fabric::run(s, verb).await),
         Verb::Filler(FillerVerb::Validate(args)) => {

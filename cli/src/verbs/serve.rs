@@ -2,14 +2,15 @@
 
 use std::process::ExitCode;
 
-use crate::args::ServeArgs;
+use crate::args::{RunArgs, ServeArgs};
 use crate::exit::{DONE, Outcome};
 use crate::files::{FileError, Format, Source};
 
 /// Runs the replica that a configuration file describes.
-pub(super) fn run(args: &ServeArgs) -> Outcome {
+pub(super) fn run(args: &RunArgs) -> Outcome {
     super::log_to_stderr();
-    let config = config(args)?;
+    let mut config = config(&args.serve)?;
+    config.accept_torn_tail = args.accept_torn_tail;
     super::on_all_cores(async {
         rowen_server::serve(config, super::interrupted()?).await?;
         Ok(ExitCode::from(DONE))

@@ -3,19 +3,24 @@
 use crate::{
     demand::Ask,
     draft::Draft,
-    fit::{self, Placement, Pool, Slots},
+    fit::{self, Placement},
+    slots::Pool,
 };
 
 /// Places the gang on the draft, if what is free holds it.
 pub(crate) fn allocate(draft: &mut Draft<'_>, ask: &Ask) -> Option<Placement> {
-    let slots = Slots::of(draft, &ask.claim, Pool::Free);
-    let domain = fit::best_domain(draft, ask, &slots)?;
-    let on = fit::spread(draft, &slots, domain, ask.workers.into());
-    let places = fit::places(draft, &ask.claim, &on, &[]).expect("slots were counted on free GPUs");
-    for place in &places {
-        assert!(draft.take(*place, &ask.claim, &[]), "{place:?} was counted as free");
+    draft.slots(&ask.claim, Pool::Free);
+    let slots = draft.counted(&ask.claim, Pool::Free);
+    let domain = fit::best_domain(draft, ask, slots)?;
+    let left = slots.within(domain) - u64::from(ask.workers);
+    let on = fit::spread(draft, slots, domain, ask.workers.into());
+    let mut places = Vec::with_capacity(ask.workers as usize);
+    for (pos, workers) in on {
+        let free = draft.room(pos).free;
+        let gpus = free.lowest(workers * ask.claim.gpus).expect("slots were counted on free GPUs");
+        places.extend(fit::shares(draft.rooms().node(pos), gpus, &ask.claim));
+        draft.take_free(pos, gpus, &ask.claim, workers);
     }
-    let left = slots.within(draft.index(), domain) - u64::from(ask.workers);
     let why = format!(
         "free GPUs in {}, the tightest fit: room for {left} more such workers is left there",
         fit::name(draft.index(), domain)

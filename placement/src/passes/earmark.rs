@@ -8,15 +8,17 @@ use rowen_state::GpuMask;
 use crate::{
     demand::Ask,
     draft::Draft,
-    fit::{self, Pool, Slots},
+    fit,
     node::{DraftNode, Fate},
+    slots::Pool,
 };
 
 /// Keeps GPUs on the draft for a gang that fits once what already leaves has left; why it waits.
 pub(crate) fn earmark(draft: &mut Draft<'_>, ask: &Ask) -> Option<String> {
-    let slots = Slots::of(draft, &ask.claim, Pool::Soon);
-    let domain = fit::best_domain(draft, ask, &slots)?;
-    for (pos, workers) in fit::spread(draft, &slots, domain, ask.workers.into()) {
+    draft.slots(&ask.claim, Pool::Soon);
+    let slots = draft.counted(&ask.claim, Pool::Soon);
+    let domain = fit::best_domain(draft, ask, slots)?;
+    for (pos, workers) in fit::spread(draft, slots, domain, ask.workers.into()) {
         let gpus = soonest(draft.node(pos), workers * ask.claim.gpus);
         draft.earmark(pos, gpus, &ask.claim, workers);
     }

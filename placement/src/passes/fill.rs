@@ -12,16 +12,13 @@ use std::{
 use rowen_state::{Decision, Filler, FillerId, FillerState, Place};
 use rowen_topology::{Level, NodePos};
 
-use crate::{
-    Cycle, MAX_DECISIONS,
-    demand::Claim,
-    draft::Draft,
-    fit::{Pool, Slots},
-    reason,
-};
+use crate::{Cycle, MAX_DECISIONS, demand::Claim, draft::Draft, fit, reason, slots::Pool};
 
 /// Starts instances on the draft, and says of each filler why it has no more.
 pub(crate) fn fill(cycle: &mut Cycle<'_>) {
+    if cycle.view.fillers().is_empty() {
+        return;
+    }
     let mut filling = Filling::new(cycle);
     let mut order: Vec<&Filler> =
         cycle.view.fillers().values().filter(|filler| starts(cycle, filler)).collect();
@@ -41,7 +38,7 @@ fn starts(cycle: &Cycle<'_>, filler: &Filler) -> bool {
 }
 
 struct Filling {
-    /// Free GPUs of each node's block before anything was filled.
+    /// Free GPUs of each block before anything was filled.
     block_free: Vec<u32>,
     /// Instances with those of this plan.
     instances: BTreeMap<FillerId, u32>,
@@ -51,11 +48,10 @@ struct Filling {
 
 impl Filling {
     fn new(cycle: &Cycle<'_>) -> Filling {
-        let index = cycle.draft.index();
-        let blocks = cycle.draft.positions().map(|pos| index.domain_of(pos, Level::Block));
+        let blocks = fit::domains(cycle.draft.index(), Level::Block);
         let fillers = cycle.view.fillers().iter();
         Filling {
-            block_free: blocks.map(|block| index.counts(block, None).free).collect(),
+            block_free: blocks.map(|block| cycle.draft.free_in(block)).collect(),
             instances: fillers.map(|(id, filler)| (id, filler.instances.len() as u32)).collect(),
             used_up: BTreeSet::new(),
         }
@@ -68,15 +64,15 @@ impl Filling {
         if *instances >= most || self.used_up.contains(&claim) {
             return;
         }
-        for (pos, slots) in candidates(&cycle.draft, &claim, &self.block_free) {
+        for (pos, slots) in candidates(&mut cycle.draft, &claim, &self.block_free) {
             for _ in 0..slots {
                 if *instances >= most || cycle.decisions.len() >= MAX_DECISIONS {
                     return;
                 }
-                let gpus = cycle.draft.node(pos).free.lowest(claim.gpus);
+                let gpus = cycle.draft.room(pos).free.lowest(claim.gpus);
                 let gpus = gpus.expect("slots were counted on free GPUs");
-                let place = Place { node: cycle.view.node_at(pos).id, gpus };
-                assert!(cycle.draft.take(place, &claim, &[]), "{place:?} was counted as free");
+                let place = Place { node: cycle.draft.rooms().node(pos), gpus };
+                cycle.draft.take_free(pos, gpus, &claim, 1);
                 cycle.decisions.push(Decision::StartInstance { filler: filler.id, place });
                 *instances += 1;
             }
@@ -96,7 +92,7 @@ impl Filling {
     }
 
     /// Why a filler has no more instances; `None` when the plan was full before its turn.
-    fn reason(&self, cycle: &Cycle<'_>, filler: &Filler) -> Option<String> {
+    fn reason(&self, cycle: &mut Cycle<'_>, filler: &Filler) -> Option<String> {
         let claim = Claim::new(&filler.spec.resources, cycle.view.index());
         if filler.state != FillerState::Active {
             return Some("is being drained".into());
@@ -109,15 +105,22 @@ impl Filling {
         }
         self.used_up
             .contains(&claim)
-            .then(|| reason::no_room_on_a_node(&cycle.draft, filler, &claim))
+            .then(|| reason::no_room_on_a_node(&mut cycle.draft, filler, &claim))
     }
 }
 
 /// Nodes that hold an instance, and how many: the fullest first. One that got an instance is the
 /// fullest still, so each is filled up before the next.
-fn candidates(draft: &Draft<'_>, claim: &Claim, block_free: &[u32]) -> Vec<(NodePos, u32)> {
-    let slots = Slots::of(draft, claim, Pool::Free);
-    let mut nodes: Vec<NodePos> = draft.positions().filter(|pos| slots.at(*pos) > 0).collect();
-    nodes.sort_by_key(|pos| (draft.index().free(*pos), block_free[pos.0 as usize], *pos));
-    nodes.into_iter().map(|pos| (pos, slots.at(pos))).collect()
+fn candidates(draft: &mut Draft<'_>, claim: &Claim, block_free: &[u32]) -> Vec<(NodePos, u32)> {
+    let index = draft.index();
+    let slots = draft.slots(claim, Pool::Free).nodes().iter().zip(0u32..);
+    let mut nodes: Vec<(NodePos, u32)> = slots
+        .filter(|(slots, _)| **slots > 0)
+        .map(|(slots, pos)| (NodePos(pos), u32::from(*slots)))
+        .collect();
+    nodes.sort_by_cached_key(|(pos, _)| {
+        let block = index.domain_of(*pos, Level::Block).ordinal;
+        (draft.free_at(*pos), block_free[block as usize], *pos)
+    });
+    nodes
 }

@@ -3,6 +3,7 @@
 
 use std::{
     collections::BTreeMap,
+    fs::{self, File},
     io,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -10,31 +11,104 @@ use std::{
 
 use sled::IVec;
 
+use super::ArchiveError;
 use crate::disk::Disk;
 
+/// What databases lie in.
+pub(super) enum Place {
+    /// A folder each, of the machine's own file system.
+    Folders,
+    /// A file each, on a simulated disk.
+    Simulated(Arc<dyn Disk>),
+}
+
 /// See the module.
-#[derive(Clone)]
 pub(super) enum Db {
     Sled(sled::Db),
-    Simulated(Arc<MapDb>),
+    Simulated(MapDb),
 }
 
 /// A map on a simulated disk. What was not flushed is lost with the process, as with sled.
 pub(super) struct MapDb {
     disk: Arc<dyn Disk>,
-    dir: PathBuf,
+    path: PathBuf,
     map: Mutex<BTreeMap<Vec<u8>, Vec<u8>>>,
 }
 
 pub(super) type Change = (Vec<u8>, Vec<u8>);
 
-impl Db {
-    pub(super) fn open_simulated(disk: Arc<dyn Disk>, dir: &Path) -> sled::Result<Db> {
-        disk.create_dir(dir)?;
-        let map = Mutex::new(read(&*disk, dir)?);
-        Ok(Db::Simulated(Arc::new(MapDb { disk, dir: dir.into(), map })))
+impl Place {
+    /// Opens the database at `path`, or begins it. `flush_every_ms`: how much a killed process may
+    /// lose; none where nothing is written on its own.
+    pub(super) fn open(
+        &self,
+        path: &Path,
+        cache_bytes: u64,
+        flush_every_ms: Option<u64>,
+    ) -> Result<Db, ArchiveError> {
+        let sled = |source| ArchiveError::Sled { dir: path.into(), source };
+        match self {
+            Place::Folders => {
+                fs::create_dir_all(path).map_err(|error| io_error(path, error))?;
+                let config = sled::Config::new().path(path).cache_capacity(cache_bytes);
+                config.flush_every_ms(flush_every_ms).open().map(Db::Sled).map_err(sled)
+            }
+            Place::Simulated(disk) => {
+                let map = read(&**disk, path).map_err(|error| sled(error.into()))?;
+                let (disk, map) = (Arc::clone(disk), Mutex::new(map));
+                Ok(Db::Simulated(MapDb { disk, path: path.into(), map }))
+            }
+        }
     }
 
+    /// What lies in `dir`, which is made where it is not there.
+    pub(super) fn names(&self, dir: &Path) -> Result<Vec<String>, ArchiveError> {
+        let names = match self {
+            Place::Folders => {
+                fs::create_dir_all(dir).and_then(|()| fs::read_dir(dir)).and_then(|entries| {
+                    let name =
+                        |entry: fs::DirEntry| entry.file_name().to_string_lossy().into_owned();
+                    entries.map(|entry| entry.map(name)).collect()
+                })
+            }
+            Place::Simulated(disk) => disk.create_dir(dir).and_then(|()| disk.list(dir)),
+        };
+        names.map_err(|error| io_error(dir, error))
+    }
+
+    pub(super) fn rename(&self, dir: &Path, from: &str, to: &str) -> Result<(), ArchiveError> {
+        let renamed = match self {
+            Place::Folders => fs::rename(dir.join(from), dir.join(to)),
+            Place::Simulated(disk) => disk.rename(&dir.join(from), &dir.join(to)),
+        };
+        renamed.map_err(|error| io_error(dir, error))
+    }
+
+    /// Removes a database, if it is there.
+    pub(super) fn remove(&self, dir: &Path, name: &str) -> Result<(), ArchiveError> {
+        let path = dir.join(name);
+        let removed = match self {
+            Place::Folders if path.exists() => fs::remove_dir_all(path),
+            Place::Simulated(disk) => match is_there(&**disk, &path) {
+                Ok(true) => disk.remove(&path),
+                absent => absent.map(drop),
+            },
+            Place::Folders => Ok(()),
+        };
+        removed.map_err(|error| io_error(dir, error))
+    }
+
+    /// Makes durable what lies in `dir`.
+    pub(super) fn sync(&self, dir: &Path) -> Result<(), ArchiveError> {
+        let synced = match self {
+            Place::Folders => sync_tree(dir),
+            Place::Simulated(disk) => disk.sync_dir(dir),
+        };
+        synced.map_err(|error| io_error(dir, error))
+    }
+}
+
+impl Db {
     pub(super) fn get(&self, key: impl AsRef<[u8]>) -> sled::Result<Option<IVec>> {
         match self {
             Db::Sled(db) => db.get(key),
@@ -42,17 +116,6 @@ impl Db {
                 Ok(db.map().get(key.as_ref()).map(|value| value.as_slice().into()))
             }
         }
-    }
-
-    pub(super) fn contains_key(&self, key: &[u8]) -> sled::Result<bool> {
-        match self {
-            Db::Sled(db) => db.contains_key(key),
-            Db::Simulated(db) => Ok(db.map().contains_key(key)),
-        }
-    }
-
-    pub(super) fn insert(&self, key: &[u8], value: &[u8]) -> sled::Result<()> {
-        self.apply(vec![(key.to_vec(), value.to_vec())])
     }
 
     pub(super) fn remove(&self, key: &[u8]) -> sled::Result<()> {
@@ -100,6 +163,16 @@ impl Db {
             Db::Simulated(db) => Ok(db.write()?),
         }
     }
+
+    /// Makes everything durable. `path`: where it was opened.
+    pub(super) fn sync(&self, path: &Path) -> Result<(), ArchiveError> {
+        self.flush().map_err(|source| ArchiveError::Sled { dir: path.into(), source })?;
+        match self {
+            // Its flush is no fsync.
+            Db::Sled(_) => sync_tree(path).map_err(|error| io_error(path, error)),
+            Db::Simulated(_) => Ok(()),
+        }
+    }
 }
 
 /// Records in key order, from both ends.
@@ -128,8 +201,6 @@ impl DoubleEndedIterator for Scan {
     }
 }
 
-const FILE: &str = "map";
-
 impl MapDb {
     fn map(&self) -> MutexGuard<'_, BTreeMap<Vec<u8>, Vec<u8>>> {
         self.map.lock().unwrap_or_else(PoisonError::into_inner)
@@ -144,20 +215,20 @@ impl MapDb {
                 bytes.extend_from_slice(part);
             }
         }
-        let (path, temporary) = (self.dir.join(FILE), self.dir.join("map.tmp"));
+        let temporary = self.path.with_extension("tmp");
         let file = self.disk.create(&temporary)?;
         file.write_at(&bytes, 0)?;
         file.sync_data()?;
-        self.disk.rename(&temporary, &path)?;
-        self.disk.sync_dir(&self.dir)
+        self.disk.rename(&temporary, &self.path)?;
+        self.disk.sync_dir(folder_of(&self.path))
     }
 }
 
-fn read(disk: &dyn Disk, dir: &Path) -> io::Result<BTreeMap<Vec<u8>, Vec<u8>>> {
-    if !disk.list(dir)?.iter().any(|name| name == FILE) {
+fn read(disk: &dyn Disk, path: &Path) -> io::Result<BTreeMap<Vec<u8>, Vec<u8>>> {
+    if !is_there(disk, path)? {
         return Ok(BTreeMap::new());
     }
-    let file = disk.open(&dir.join(FILE))?;
+    let file = disk.open(path)?;
     let mut bytes = vec![0; usize::try_from(file.len()?).map_err(io::Error::other)?];
     file.read_at(&mut bytes, 0)?;
     let mut rest = bytes.as_slice();
@@ -170,10 +241,41 @@ fn read(disk: &dyn Disk, dir: &Path) -> io::Result<BTreeMap<Vec<u8>, Vec<u8>>> {
 }
 
 fn take(rest: &mut &[u8]) -> io::Result<Vec<u8>> {
-    let cut_short = || io::Error::other("the simulated archive is cut short");
+    let cut_short =
+        || io::Error::new(io::ErrorKind::InvalidData, "the simulated archive is cut short");
     let (length, after) = rest.split_first_chunk().ok_or_else(cut_short)?;
     let length = u32::from_le_bytes(*length) as usize;
     let (part, after) = after.split_at_checked(length).ok_or_else(cut_short)?;
     *rest = after;
     Ok(part.to_vec())
+}
+
+fn is_there(disk: &dyn Disk, path: &Path) -> io::Result<bool> {
+    let names = disk.list(folder_of(path))?;
+    Ok(path.file_name().is_some_and(|name| names.iter().any(|there| name == there.as_str())))
+}
+
+fn folder_of(path: &Path) -> &Path {
+    path.parent().unwrap_or(path)
+}
+
+fn io_error(dir: &Path, source: io::Error) -> ArchiveError {
+    ArchiveError::Io { dir: dir.into(), source }
+}
+
+/// Syncs every file and folder from `dir` down.
+fn sync_tree(dir: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            sync_tree(&entry.path())?;
+        } else {
+            match File::open(entry.path()) {
+                Ok(file) => file.sync_data()?,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {} // sled replaced it
+                Err(error) => return Err(error),
+            }
+        }
+    }
+    File::open(dir)?.sync_all()
 }

@@ -88,7 +88,7 @@ pub(crate) fn member(id: u64, addr: &str) -> Member {
 pub(crate) async fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
     let start = Instant::now();
     while !is_so() {
-        assert!(start.elapsed() < Duration::from_secs(15), "not in time: {what}");
+        assert!(start.elapsed() < Duration::from_secs(60), "not in time: {what}");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }

@@ -105,6 +105,30 @@ async fn concurrent_proposals_share_syncs() {
     replica.shutdown().await;
 }
 
+/// Clients that ask again when they are answered come one after the other; they go together.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn clients_that_wait_for_their_answers_share_syncs() {
+    const CLIENTS: u64 = 32;
+    const EACH: u64 = 25;
+    let dir = tempfile::tempdir().unwrap();
+    let (replica, keeper) = lone(config(1, dir.path())).await;
+    let before = replica.metrics().sync_count;
+    let clients = (0..CLIENTS).map(|client| {
+        let replica = replica.clone();
+        tokio::spawn(async move {
+            for seq in 0..EACH {
+                replica.propose((client * EACH + seq).to_le_bytes().to_vec()).await.unwrap();
+            }
+        })
+    });
+    futures::future::try_join_all(clients.collect::<Vec<_>>()).await.unwrap();
+    let syncs = replica.metrics().sync_count - before;
+    println!("{CLIENTS} clients, {EACH} proposals each: {syncs} syncs");
+    assert!(syncs < EACH * 4, "{syncs} syncs for {EACH} rounds of {CLIENTS} proposals");
+    assert_eq!(keeper.len() as u64, CLIENTS * EACH);
+    replica.shutdown().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn limits_hold() {
     let dir = tempfile::tempdir().unwrap();

@@ -7,6 +7,7 @@ mod group;
 mod lone;
 mod membership;
 mod offline;
+mod power_cut;
 mod recovering;
 mod seed;
 mod sim_disk;

@@ -16,13 +16,15 @@ use rowen_raft::{
 
 /// Cuts the power so that the last write is damaged and the synced mark, which is itself never
 /// synced on the way, tells nothing.
-fn tear(disk: &SimDisk, log: &Path) {
+pub(crate) fn tear(disk: &SimDisk, log: &Path) {
     disk.cut_power();
     let names = disk.list(log).unwrap();
     let last = log.join(names.iter().rfind(|name| name.ends_with(".wal")).unwrap());
     let bytes = disk.contents(&last).unwrap();
     disk.flip(&last, bytes.iter().rposition(|byte| *byte != 0).unwrap(), 1);
-    disk.open(&log.join("synced")).unwrap().write_at(&[0; 1_024], 0).unwrap();
+    let mark = disk.open(&log.join("synced")).unwrap();
+    mark.write_at(&[0; 1_024], 0).unwrap();
+    mark.sync_data().unwrap();
     disk.cut_power();
 }
 

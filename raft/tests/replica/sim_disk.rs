@@ -10,7 +10,7 @@ async fn open(disk: &SimDisk, dir: &Path) -> Result<(Replica, Keeper), OpenError
     let keeper = Keeper::default();
     let mut config = config(1, dir);
     (config.snapshot_every, config.keep_log, config.segment_bytes) = (40, 5, 4_096);
-    let disk_handle = Arc::new(disk.clone());
+    let disk_handle = Arc::new(disk.process());
     let opened =
         Replica::open_on(config.clone(), keeper.clone(), disk_handle.clone(), dial_tcp()).await;
     let replica = match opened {

@@ -4,24 +4,56 @@ use std::collections::BTreeMap;
 
 use rowen_api::v1;
 use rowen_state::{
-    Allocation, Cluster, FieldError, GpuMask, NodeId, NodeReport, Owner, Probe, TaskPhase,
-    TaskReport,
+    Allocation, AllocationId, Cluster, FieldError, GpuMask, NodeId, NodeReport, Owner, Probe,
+    TaskPhase, TaskReport,
 };
 
 use super::{epoch_from_proto, epoch_to_proto, filler::stop_reason, ordinals, owner_to_proto};
 use crate::core::desired_tasks;
 
-/// A node's whole desired state. Remaining times are counted from `now_ms`.
-pub fn desired(cluster: &Cluster, node: NodeId, term: u64, now_ms: u64) -> v1::Desired {
-    let generation = cluster.nodes().get(node).map_or(0, |node| node.generation);
-    let tasks = desired_tasks(cluster, node);
-    v1::Desired {
-        generation,
-        term,
-        tasks: tasks
-            .into_iter()
-            .map(|(allocation, rank)| task(cluster, allocation, rank, now_ms))
-            .collect(),
+/// The desired states of several nodes, from one view. What the nodes of a gang share is worked
+/// out once for all of them: a gang has as many nodes to push to as it has hosts to name.
+pub struct Wishes<'a> {
+    cluster: &'a Cluster,
+    term: u64,
+    now_ms: u64,
+    gangs: BTreeMap<AllocationId, Gang>,
+}
+
+/// What is the same for all workers of a gang.
+struct Gang {
+    rendezvous: v1::Rendezvous,
+    hints: BTreeMap<String, String>,
+}
+
+impl<'a> Wishes<'a> {
+    /// None yet. Remaining times are counted from `now_ms`.
+    pub fn new(cluster: &'a Cluster, term: u64, now_ms: u64) -> Self {
+        Wishes { cluster, term, now_ms, gangs: BTreeMap::new() }
+    }
+
+    /// A node's whole desired state.
+    pub fn of(&mut self, node: NodeId) -> v1::Desired {
+        let generation = self.cluster.nodes().get(node).map_or(0, |node| node.generation);
+        let tasks = desired_tasks(self.cluster, node).into_iter();
+        v1::Desired {
+            generation,
+            term: self.term,
+            tasks: tasks.map(|(allocation, rank)| self.task(allocation, rank)).collect(),
+        }
+    }
+
+    fn task(&mut self, allocation: &Allocation, rank: usize) -> v1::DesiredTask {
+        let mut task = task(self.cluster, allocation, rank, self.now_ms);
+        if matches!(allocation.owner, Owner::Gang { .. }) {
+            let gang = self.gangs.entry(allocation.id).or_insert_with(|| Gang {
+                rendezvous: rendezvous(self.cluster, allocation),
+                hints: hints(self.cluster, allocation),
+            });
+            task.rendezvous = Some(gang.rendezvous.clone());
+            task.hints.clone_from(&gang.hints);
+        }
+        task
     }
 }
 
@@ -59,7 +91,6 @@ fn program<'a>(cluster: &'a Cluster, allocation: &Allocation) -> Option<Program<
 fn task(cluster: &Cluster, allocation: &Allocation, rank: usize, now_ms: u64) -> v1::DesiredTask {
     let program = program(cluster, allocation).expect("an owner outlives its allocation");
     let probe = program.probe.cloned().unwrap_or_default();
-    let gang = matches!(allocation.owner, Owner::Gang { .. });
     v1::DesiredTask {
         allocation: allocation.id.0,
         rank: rank as u32,
@@ -73,7 +104,7 @@ fn task(cluster: &Cluster, allocation: &Allocation, rank: usize, now_ms: u64) ->
         working_dir: program.working_dir.to_owned(),
         workers: allocation.tasks.len() as u32,
         processes_per_worker: program.processes,
-        rendezvous: gang.then(|| rendezvous(cluster, allocation)),
+        rendezvous: None, // of gangs: see Wishes
         notice_ms: allocation.notice_ms,
         stop: allocation.stop.map(|stop| v1::Stop {
             remaining_ms: stop.deadline_ms.saturating_sub(now_ms),
@@ -88,7 +119,7 @@ fn task(cluster: &Cluster, allocation: &Allocation, rank: usize, now_ms: u64) ->
         probe_exec: probe.exec,
         cpus: allocation.resources.cpus,
         memory_mib: allocation.resources.memory_mib,
-        hints: hints(cluster, allocation),
+        hints: BTreeMap::new(),
     }
 }
 
@@ -179,5 +210,71 @@ pub fn task_report(node: NodeId, report: &v1::TaskReport) -> TaskReport {
         },
         port: u16::try_from(report.port).unwrap_or(0),
         message: report.message.chars().take(500).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rowen_state::{Command, Entry};
+
+    use super::*;
+    use crate::core::Core;
+
+    fn apply(core: &mut Core, command: Command) {
+        let entry = Entry { at_ms: 1_000, principal: "test".into(), request: None, command };
+        let index = core.cluster().applied() + 1;
+        core.apply_entry(index, &entry).answer.expect("the command is right");
+    }
+
+    /// Two gangs over all four nodes, whose agents have come.
+    fn two_gangs() -> Core {
+        let mut core = Core::default();
+        let fabric = rowen_topology::drawing::parse("block a: n[1-4] x2");
+        apply(&mut core, Command::SetFabric(fabric.expect("it is a drawing")));
+        for node in 1..=4 {
+            let gpu = |ordinal| v1::Gpu { ordinal, healthy: true, ..Default::default() };
+            let hello = v1::Hello {
+                boot_id: "boot".into(),
+                addr: format!("10.0.0.{node}"),
+                gpus: (0..2).map(gpu).collect(),
+                ..Default::default()
+            };
+            let report = node_report(NodeId(node), &hello).expect("a hello");
+            apply(&mut core, Command::NodeUp(report));
+        }
+        for name in ["one", "two"] {
+            let spec = v1::JobSpec {
+                name: name.into(),
+                workers: 4,
+                resources: Some(v1::Resources { gpus: 1, ..Default::default() }),
+                command: vec!["true".into()],
+                ..Default::default()
+            };
+            let spec = super::super::job_spec_from_proto(spec).expect("a job");
+            apply(&mut core, Command::SubmitJob(spec));
+        }
+        let plan = Core::plan(core.cluster()).expect("they fit");
+        apply(&mut core, plan);
+        core
+    }
+
+    #[test]
+    fn nodes_that_are_told_together_are_told_what_each_would_be_told_alone() {
+        let core = two_gangs();
+        let nodes: Vec<NodeId> = core.cluster().nodes().iter().map(|(id, _)| id).collect();
+        let mut together = Wishes::new(core.cluster(), 7, 2_000);
+        let mut tasks = 0;
+        for node in nodes {
+            let desired = together.of(node);
+            assert_eq!(desired, Wishes::new(core.cluster(), 7, 2_000).of(node));
+            for task in &desired.tasks {
+                tasks += 1;
+                let rendezvous = task.rendezvous.as_ref().expect("of a gang");
+                assert_eq!((rendezvous.hosts.len(), rendezvous.nodes.len()), (4, 4));
+                let own = &core.cluster().nodes().get(node).expect("listed").addr;
+                assert_eq!(&rendezvous.hosts[task.rank as usize], own, "its own place is by rank");
+            }
+        }
+        assert_eq!(tasks, 8, "two gangs of four");
     }
 }

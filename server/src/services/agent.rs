@@ -5,16 +5,19 @@ use std::{pin::Pin, sync::Arc, time::Duration};
 use futures::{Stream, StreamExt};
 use rowen_api::v1::{self, AgentMessage, ServerMessage, agent_message, server_message};
 use rowen_raft::sim;
-use rowen_state::{Command, NodeId};
+use rowen_state::{Cluster, Command, NodeId};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::{
+    admission::enough_per_s,
     agents::QUEUE,
     auth::Principal,
+    clock::boot_ms,
     convert,
     leader::{self, Renewal, Verdict},
+    reports::{self, Report},
     server::Server,
 };
 
@@ -25,9 +28,48 @@ const HELLO_LIMIT: Duration = Duration::from_secs(10);
 /// Heartbeats and reports of one agent that may be under way.
 const BUSY: usize = 32;
 
-pub(super) struct AgentApi {
-    pub(super) server: Arc<Server>,
-    pub(super) renewals: mpsc::Sender<Renewal>,
+/// The service; clones are the same one.
+#[derive(Clone)]
+pub(crate) struct AgentApi {
+    server: Arc<Server>,
+    renewals: mpsc::Sender<Renewal>,
+    reports: mpsc::Sender<Report>,
+}
+
+impl AgentApi {
+    /// Reports of all agents go into the log for as long as this lives.
+    pub(crate) fn new(server: Arc<Server>, renewals: mpsc::Sender<Renewal>) -> Self {
+        let (reports, sent) = mpsc::channel(reports::WAITING);
+        sim::spawn(reports::run(server.clone(), sent));
+        AgentApi { server, renewals, reports }
+    }
+
+    /// Serves an agent's stream; what it is sent arrives at the receiver.
+    pub(crate) fn serve(
+        &self,
+        mut incoming: impl Incoming,
+    ) -> mpsc::Receiver<Result<ServerMessage, Status>> {
+        let (sender, receiver) = mpsc::channel(QUEUE);
+        let AgentApi { server, renewals, reports } = self.clone();
+        sim::spawn(async move {
+            let first = tokio::time::timeout(HELLO_LIMIT, incoming.next()).await;
+            let Ok(Some(Ok(AgentMessage { kind: Some(agent_message::Kind::Hello(hello)) }))) =
+                first
+            else {
+                return;
+            };
+            match Session::begin(server, renewals, reports, sender.clone(), hello).await {
+                Ok(session) => session.run(incoming).await,
+                Err(refused) => {
+                    if refused.retry_after_ms == 0 {
+                        tracing::info!(why = refused.why, "an agent was refused");
+                    }
+                    send(&sender, server_message::Kind::Refused(refused)).await;
+                }
+            }
+        });
+        receiver
+    }
 }
 
 type Outgoing = mpsc::Sender<Result<ServerMessage, Status>>;
@@ -40,33 +82,9 @@ impl v1::agent_service_server::AgentService for AgentApi {
         &self,
         request: Request<Streaming<AgentMessage>>,
     ) -> Result<Response<Self::AttachStream>, Status> {
-        let receiver = attach(self.server.clone(), self.renewals.clone(), request.into_inner());
+        let receiver = self.serve(request.into_inner());
         Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
     }
-}
-
-/// Serves an agent's stream; what it is sent arrives at the receiver.
-pub(crate) fn attach(
-    server: Arc<Server>,
-    renewals: mpsc::Sender<Renewal>,
-    mut incoming: impl Incoming,
-) -> mpsc::Receiver<Result<ServerMessage, Status>> {
-    let (sender, receiver) = mpsc::channel(QUEUE);
-    sim::spawn(async move {
-        let first = tokio::time::timeout(HELLO_LIMIT, incoming.next()).await;
-        let Ok(Some(Ok(AgentMessage { kind: Some(agent_message::Kind::Hello(hello)) }))) = first
-        else {
-            return;
-        };
-        match Session::begin(server, renewals, sender.clone(), hello).await {
-            Ok(session) => session.run(incoming).await,
-            Err(refused) => {
-                tracing::info!(why = refused.why, "an agent was refused");
-                send(&sender, server_message::Kind::Refused(refused)).await;
-            }
-        }
-    });
-    receiver
 }
 
 /// What an agent says.
@@ -81,8 +99,8 @@ impl<S: Stream<Item = Result<AgentMessage, Status>> + Send + Unpin + 'static> In
 struct Session {
     server: Arc<Server>,
     renewals: mpsc::Sender<Renewal>,
+    reports: mpsc::Sender<Report>,
     outgoing: Outgoing,
-    principal: Principal,
     node: NodeId,
     name: String,
     /// In which this replica leads; every message carries it.
@@ -99,6 +117,7 @@ impl Session {
     async fn begin(
         server: Arc<Server>,
         renewals: mpsc::Sender<Renewal>,
+        reports: mpsc::Sender<Report>,
         outgoing: Outgoing,
         hello: v1::Hello,
     ) -> Result<Session, v1::Refused> {
@@ -110,7 +129,7 @@ impl Session {
         };
         let report =
             convert::node_report(node, &hello).map_err(|error| refused(error.to_string(), true))?;
-        let principal = Principal { name: format!("agent/{}", hello.node), ..Principal::own("") };
+        admit(&server, &view, node)?;
         if renew(&renewals, None).await != Verdict::Confirmed {
             return Err(not_leading(&server));
         }
@@ -126,7 +145,10 @@ impl Session {
             kill_ms: timing.kill_ms,
         };
         send(&outgoing, server_message::Kind::Welcome(welcome)).await;
-        let came = match server.propose(&principal, None, Command::NodeUp(report)).await {
+        let came = match server
+            .propose(&Principal::agent(&hello.node), None, Command::NodeUp(report))
+            .await
+        {
             Ok(done) => done.index,
             Err(status) => return Err(refused(status.message().to_owned(), false)),
         };
@@ -135,11 +157,11 @@ impl Session {
             return Err(not_leading(&server));
         };
         // What the log pushed before the stream was in the table went nowhere.
-        leader::push(&server, &server.view(), node, fence);
+        leader::push(&server, &server.view(), [node], fence);
         tracing::info!(node = hello.node, "agent attached");
         let busy = Arc::new(Semaphore::new(BUSY));
         let name = hello.node;
-        Ok(Session { server, renewals, outgoing, principal, node, name, fence, came, busy, cut })
+        Ok(Session { server, renewals, reports, outgoing, node, name, fence, came, busy, cut })
     }
 
     async fn run(mut self, mut incoming: impl Incoming) {
@@ -166,7 +188,7 @@ impl Session {
             match kind {
                 agent_message::Kind::Hello(_) => return,
                 agent_message::Kind::Heartbeat(heartbeat) => self.heartbeat(heartbeat, permit),
-                agent_message::Kind::Report(report) => self.report(report, permit),
+                agent_message::Kind::Report(report) => self.report(report, permit).await,
                 agent_message::Kind::Log(chunk) => {
                     self.server.sessions.log_chunk(self.node, chunk).await;
                 }
@@ -192,29 +214,29 @@ impl Session {
             let behind =
                 view.nodes().get(node).is_some_and(|row| row.generation > heartbeat.generation);
             if behind {
-                leader::push(&server, &view, node, fence); // heals a lost push
+                leader::push(&server, &view, [node], fence); // heals a lost push
             }
         });
     }
 
-    /// Acknowledged once it is in the log. Reports of several nodes commit side by side.
-    fn report(&self, report: v1::Report, permit: OwnedSemaphorePermit) {
+    /// Acknowledged once it is in the log.
+    async fn report(&self, report: v1::Report, permit: OwnedSemaphorePermit) {
         let tasks = report.tasks.iter().map(|task| convert::task_report(self.node, task)).collect();
-        let (server, principal, outgoing) =
-            (self.server.clone(), self.principal.clone(), self.outgoing.clone());
-        sim::spawn(async move {
-            let _permit = permit;
-            match server.propose(&principal, None, Command::Report(tasks)).await {
-                Ok(_) => {
-                    let ack = v1::ReportAck { seq: report.seq };
-                    send(&outgoing, server_message::Kind::ReportAck(ack)).await;
-                }
-                Err(status) => {
-                    tracing::warn!(%status, "a report was not committed; the agent sends it again")
-                }
-            }
-        });
+        let (seq, outgoing) = (report.seq, self.outgoing.clone());
+        let report = Report { node: self.node, seq, tasks, outgoing, _permit: permit };
+        let _ = self.reports.send(report).await; // the replica is stopping
     }
+}
+
+/// Thousands of agents that come at once are heard at a bounded rate.
+fn admit(server: &Server, view: &Cluster, node: NodeId) -> Result<(), v1::Refused> {
+    let enough = || enough_per_s(view.nodes().len(), server.timing().node_lease_ms);
+    let per_s = server.config.agents_per_s.unwrap_or_else(enough);
+    server.sessions.admit(node, boot_ms(), per_s).map_err(|retry_after_ms| v1::Refused {
+        why: "many agents come at once".into(),
+        retry_after_ms,
+        ..Default::default()
+    })
 }
 
 async fn renew(renewals: &mpsc::Sender<Renewal>, node: Option<NodeId>) -> Verdict {
@@ -252,7 +274,7 @@ fn not_leading(server: &Server) -> v1::Refused {
     v1::Refused {
         why: "this replica does not lead".into(),
         leader: leader.map(|leader| leader.addr).unwrap_or_default(),
-        r#final: false,
+        ..Default::default()
     }
 }
 
@@ -261,12 +283,12 @@ fn come_again(server: &Server) -> server_message::Kind {
     let leads = server.replica.leadership().borrow().ready;
     server_message::Kind::Refused(if leads {
         let why = "say hello again".into();
-        v1::Refused { why, leader: server.config.address(), r#final: false }
+        v1::Refused { why, leader: server.config.address(), ..Default::default() }
     } else {
         not_leading(server)
     })
 }
 
 fn refused(why: String, r#final: bool) -> v1::Refused {
-    v1::Refused { why, leader: String::new(), r#final }
+    v1::Refused { why, r#final, ..Default::default() }
 }

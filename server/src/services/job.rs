@@ -12,11 +12,11 @@ use rowen_state::{
 };
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Request, Response, Status};
+use tonic::{Code, Request, Response, Status};
 
 use super::invalid;
 use crate::{
-    auth::principal,
+    auth::{Principal, principal},
     convert,
     server::{Done, Server},
 };
@@ -25,6 +25,8 @@ mod logs;
 
 pub(super) struct JobApi(pub(super) Arc<Server>);
 
+/// Jobs of one `SubmitJobs`: of one client the state remembers the answers to as many requests.
+const TOGETHER: usize = 64;
 /// Lines of a story that `GetJob` sends, the newest.
 const STORY_LINES: usize = 100;
 /// A watched job of which nothing is heard is asked after this often.
@@ -39,15 +41,35 @@ impl v1::job_service_server::JobService for JobApi {
         request: Request<v1::SubmitJobRequest>,
     ) -> Result<Response<v1::SubmitJobResponse>, Status> {
         let principal = principal(&request)?;
-        let request = request.into_inner();
-        let id = convert::request_id(request.request).map_err(invalid)?;
-        let spec = checked(request.spec)?;
-        let Done { index, reply } =
-            self.0.propose(&principal, id, Command::SubmitJob(spec)).await?;
-        let Reply::Job(id) = reply else {
-            return Err(Status::internal("submit answered otherwise"));
+        Ok(Response::new(self.submit(&principal, request.into_inner()).await?))
+    }
+
+    async fn submit_jobs(
+        &self,
+        request: Request<v1::SubmitJobsRequest>,
+    ) -> Result<Response<v1::SubmitJobsResponse>, Status> {
+        let principal = principal(&request)?;
+        let jobs = request.into_inner().jobs;
+        if jobs.is_empty() || jobs.len() > TOGETHER {
+            let count = jobs.len();
+            return Err(Status::invalid_argument(format!(
+                "jobs: are {count}; send 1 to {TOGETHER}"
+            )));
+        }
+        // Proposed in their order and at once: they share an append and a sync.
+        let submitted = jobs.into_iter().map(|job| self.submit(&principal, job));
+        let mut results = futures::future::join_all(submitted).await;
+        // A replica that does not lead says so as it does to one job: the client goes elsewhere.
+        let moved = |result: &Result<_, Status>| {
+            result.as_ref().is_err_and(|status| status.code() == Code::Unavailable)
         };
-        Ok(Response::new(v1::SubmitJobResponse { id: id.0, index }))
+        if results.iter().all(moved)
+            && let Some(Err(status)) = results.pop()
+        {
+            return Err(status);
+        }
+        let jobs = results.into_iter().map(submit_result).collect();
+        Ok(Response::new(v1::SubmitJobsResponse { jobs }))
     }
 
     async fn plan_job(
@@ -199,6 +221,20 @@ async fn watch(server: &Arc<Server>, id: JobId, sender: &mpsc::Sender<Result<v1:
 }
 
 impl JobApi {
+    async fn submit(
+        &self,
+        principal: &Principal,
+        request: v1::SubmitJobRequest,
+    ) -> Result<v1::SubmitJobResponse, Status> {
+        let id = convert::request_id(request.request).map_err(invalid)?;
+        let spec = checked(request.spec)?;
+        let Done { index, reply } = self.0.propose(principal, id, Command::SubmitJob(spec)).await?;
+        let Reply::Job(id) = reply else {
+            return Err(Status::internal("submit answered otherwise"));
+        };
+        Ok(v1::SubmitJobResponse { id: id.0, index })
+    }
+
     /// The job of that id, in the state or the archive, or the only live one of that name.
     fn find(&self, view: &Cluster, text: &str) -> Result<Job, Status> {
         if let Ok(id) = text.parse().map(JobId) {
@@ -235,6 +271,19 @@ impl JobApi {
             events.push(v1::JobEvent { index: event.index, at_ms: event.at_ms, what: event.what });
         }
         Ok(events.split_off(events.len().saturating_sub(STORY_LINES)))
+    }
+}
+
+fn submit_result(result: Result<v1::SubmitJobResponse, Status>) -> v1::SubmitJobResult {
+    match result {
+        Ok(v1::SubmitJobResponse { id, index }) => {
+            v1::SubmitJobResult { id, index, ..Default::default() }
+        }
+        Err(status) => v1::SubmitJobResult {
+            code: status.code().into(),
+            why: status.message().to_owned(),
+            ..Default::default()
+        },
     }
 }
 

@@ -30,8 +30,12 @@ impl Cluster {
         let instances = filler.instances.clone();
         let keep = if redeployed { 0 } else { spec.max_instances as usize };
         let reason = if redeployed { StopReason::Redeployed } else { StopReason::Withdrawn };
-        for instance in instances.into_iter().skip(keep) {
-            self.stop(instance, reason, outcome);
+        let (kept, stopped) = instances.split_at(keep.min(instances.len()));
+        for instance in stopped {
+            self.stop(*instance, reason, outcome);
+        }
+        for instance in kept {
+            self.refresh_rooms_of(*instance); // they may be worth more or less now
         }
         Ok(Reply::Filler(id))
     }
@@ -81,7 +85,7 @@ impl Cluster {
         };
         let ran_ms = self.meta.now_ms - allocation.bound_ms;
         self.release_task(id, 0, outcome);
-        self.allocations.remove(id);
+        self.forget_allocation(id);
         let now_ms = self.meta.now_ms;
         let filler = self.fillers.get_mut(filler_id).expect("its allocation names it");
         filler.instances.retain(|instance| *instance != id);

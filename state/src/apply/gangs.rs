@@ -154,7 +154,7 @@ impl Cluster {
         for rank in 0..ranks {
             self.release_task(id, rank, outcome);
         }
-        let allocation = self.allocations.remove(id).expect("checked by the caller");
+        let allocation = self.forget_allocation(id).expect("checked by the caller");
         let nodes: Vec<_> = allocation.tasks.iter().map(|task| task.node).collect();
         let job = self.jobs.get_mut(job_id).expect("its allocation names it");
         job.allocation = None;

@@ -55,7 +55,7 @@ fn a_frozen_node_wakes_up_and_its_old_tasks_are_gone_at_once() {
 }
 
 /// A job that takes a whole node and holds a kernel lock on each of its GPUs while it lives.
-fn submit(group: &Group, name: &str, journal: &std::path::Path) -> String {
+pub(super) fn submit(group: &Group, name: &str, journal: &std::path::Path) -> String {
     let env = format!("env.ROWEN_DEMO_JOURNAL={}", journal.display());
     let args = ["--name", name, "-g", "8", "--set", "notice=0s", "--set", &env, "--", ROWEN];
     let work = ["demo-worker", "--mib", "1", "--pause-ms", "100", "--until", "/never"];
@@ -72,12 +72,12 @@ fn signal_node(group: &Group, node: &str, signal: Signal) {
     }
 }
 
-fn lines(journal: &std::path::Path) -> Vec<Value> {
+pub(super) fn lines(journal: &std::path::Path) -> Vec<Value> {
     let text = fs::read_to_string(journal).unwrap_or_default();
     text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
 }
 
-fn start_of(journal: &std::path::Path, job: &str, attempt: u64) -> Option<Value> {
+pub(super) fn start_of(journal: &std::path::Path, job: &str, attempt: u64) -> Option<Value> {
     lines(journal).into_iter().find(|line| {
         line["what"] == "start" && line["who"]["owner"] == job && line["who"]["part"] == attempt
     })

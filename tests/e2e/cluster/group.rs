@@ -93,6 +93,12 @@ impl Group {
     /// Starts agents of nodes with 8 GPUs each, which know every replica, and waits until all
     /// are up.
     pub(super) fn start_agents(&mut self, count: u32) {
+        let servers = self.addrs.join(",");
+        self.start_agents_at(count, |_| servers.clone());
+    }
+
+    /// The same, of agents that know what `servers` says of the node with that number.
+    pub(super) fn start_agents_at(&mut self, count: u32, servers: impl Fn(u32) -> String) {
         let fabric = json!({
             "leafs": [{"names": "leaf[1-8]"}],
             "nodes": [{
@@ -105,7 +111,7 @@ impl Group {
         fs::write(&file, fabric.to_string()).unwrap();
         self.ok(&["fabric", "set", file.to_str().unwrap()]);
         for node in 1..=count {
-            let (name, servers) = (format!("n{node}"), self.addrs.join(","));
+            let (name, servers) = (format!("n{node}"), servers(node));
             let dir = self.node_dir(&name);
             fs::create_dir_all(&dir).unwrap();
             let (dir, addr) = (dir.to_str().unwrap(), "127.0.0.1");
@@ -137,8 +143,10 @@ impl Group {
         let mut last = Value::Null;
         let deadline = std::time::Instant::now() + std::time::Duration::from_secs(30);
         while std::time::Instant::now() < deadline {
-            last = self.status();
-            let replicas = last["replicas"].as_array().unwrap();
+            // A lone replica that was just started may not listen yet.
+            let output = self.rowen(&["cluster", "status", "-o", "json"]);
+            last = serde_json::from_slice(&output.stdout).unwrap_or_default();
+            let Some(replicas) = last["replicas"].as_array() else { continue };
             let voters = replicas.iter().filter(|replica| replica["role"] != "learner");
             let found: Vec<u64> = voters.map(|replica| replica["id"].as_u64().unwrap()).collect();
             if found == ids && replicas.len() == ids.len() {

@@ -1,0 +1,307 @@
+//! How many workers fit where: on each node and, summed up, in each domain of each level.
+//!
+//! Counted over the dense rows of the draft in one pass, kept for the cycle, and brought up to
+//! date with the few nodes that moved since. Never looks at a single owner.
+
+use std::ops::Range;
+
+use rowen_state::{Count, Host, Rooms};
+use rowen_topology::{DomainId, FlatIndex, Level, NodePos};
+
+use crate::{demand::Claim, draft::Draft};
+
+/// What a count of slots counts on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Pool {
+    /// What is free now.
+    Free,
+    /// And fillers that may be evicted.
+    Evicted,
+    /// And whatever already leaves.
+    Soon,
+    /// The whole fabric, empty and every node up.
+    Empty,
+}
+
+/// Workers that fit.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Slots {
+    /// By position.
+    at: Vec<u16>,
+    /// By ordinal, for sites, pods, blocks and NVLink domains; these are left out where each is
+    /// one node.
+    sums: [Vec<u32>; 4],
+    /// Moves of the draft that are counted in.
+    pub(crate) moves: usize,
+}
+
+impl Slots {
+    /// Counts a claim against what a pool has.
+    pub(crate) fn of(draft: &Draft<'_>, claim: &Claim, pool: Pool) -> Slots {
+        let fits = Fits::new(claim);
+        let mut at = match pool {
+            Pool::Free => free(draft.rooms(), &fits),
+            Pool::Evicted | Pool::Soon => evicted(draft.rooms(), &fits),
+            Pool::Empty => {
+                let machines = draft.rooms().machines().iter().zip(0u32..);
+                let gpus = |pos| draft.index().gpu_count(NodePos(pos)) as u8;
+                machines.map(|((_, host), pos)| fits.on(gpus(pos), *host)).collect()
+            }
+        };
+        // That was the view; few nodes moved, and on few somebody leaves of his own.
+        let leaving = (pool == Pool::Soon).then(|| draft.leaving().keys().copied());
+        for pos in draft.moves().iter().copied().chain(leaving.into_iter().flatten()) {
+            at[pos.0 as usize] = one(draft, &fits, pool, pos);
+        }
+        Slots::summed(draft, claim, at)
+    }
+
+    /// Counts with `slots` of each node whose model will do.
+    pub(crate) fn count(draft: &Draft<'_>, claim: &Claim, slots: impl Fn(NodePos) -> u32) -> Slots {
+        let at = draft.positions().map(|pos| slots(pos).min(u16::MAX.into()) as u16).collect();
+        Slots::summed(draft, claim, at)
+    }
+
+    fn summed(draft: &Draft<'_>, claim: &Claim, mut at: Vec<u16>) -> Slots {
+        if !claim.admits_all() {
+            for (slots, pos) in at.iter_mut().zip((0u32..).map(NodePos)) {
+                *slots *= u16::from(claim.admits(draft.index().model(pos)));
+            }
+        }
+        let index = draft.index();
+        let mut sums: [Vec<u32>; 4] = Default::default();
+        if index.domains(Level::Nvlink).len() < at.len() {
+            sums[3] = by_range(index, Level::Nvlink, &at);
+        }
+        sums[2] = by_range(index, Level::Block, &at);
+        for (depth, level) in [(1, Level::Pod), (0, Level::Site)] {
+            let parts = &sums[depth + 1];
+            let of_parts = |children: &Range<u32>| {
+                parts[children.start as usize..children.end as usize].iter().sum()
+            };
+            sums[depth] = index.domains(level).iter().map(|one| of_parts(&one.children)).collect();
+        }
+        Slots { at, sums, moves: draft.moves().len() }
+    }
+
+    /// Counts the nodes anew that moved since.
+    pub(crate) fn catch_up(&mut self, draft: &Draft<'_>, claim: &Claim, pool: Pool) {
+        if pool == Pool::Empty || self.moves == draft.moves().len() {
+            return;
+        }
+        if draft.moves().len() - self.moves > self.at.len() / 4 {
+            *self = Slots::of(draft, claim, pool);
+            return;
+        }
+        let fits = Fits::new(claim);
+        for pos in &draft.moves()[self.moves..] {
+            let admitted = claim.admits(draft.index().model(*pos));
+            let new = if admitted { one(draft, &fits, pool, *pos) } else { 0 };
+            self.replace(draft.index(), *pos, new);
+        }
+        self.moves = draft.moves().len();
+    }
+
+    fn replace(&mut self, index: &FlatIndex, pos: NodePos, new: u16) {
+        let old = std::mem::replace(&mut self.at[pos.0 as usize], new);
+        for (sums, level) in self.sums.iter_mut().zip(Level::ALL) {
+            if let Some(sum) = sums.get_mut(index.domain_of(pos, level).ordinal as usize) {
+                *sum = *sum - u32::from(old) + u32::from(new);
+            }
+        }
+    }
+
+    /// Workers on a node.
+    pub(crate) fn at(&self, pos: NodePos) -> u32 {
+        self.at[pos.0 as usize].into()
+    }
+
+    /// Workers on each node, by position.
+    pub(crate) fn nodes(&self) -> &[u16] {
+        &self.at
+    }
+
+    /// Workers in a domain.
+    pub(crate) fn within(&self, domain: DomainId) -> u64 {
+        self.of_level(domain.level).at(domain.ordinal).into()
+    }
+
+    /// Workers in each domain of a level, by ordinal.
+    pub(crate) fn of_level(&self, level: Level) -> Row<'_> {
+        match self.sums.get(level as usize).filter(|sums| !sums.is_empty()) {
+            Some(sums) => Row::Sums(sums),
+            None => Row::Nodes(&self.at), // one node a domain, in the order of positions
+        }
+    }
+}
+
+/// One level's counts.
+#[derive(Clone, Copy)]
+pub(crate) enum Row<'s> {
+    Sums(&'s [u32]),
+    Nodes(&'s [u16]),
+}
+
+impl Row<'_> {
+    pub(crate) fn at(self, ordinal: u32) -> u32 {
+        match self {
+            Row::Sums(sums) => sums[ordinal as usize],
+            Row::Nodes(nodes) => nodes[ordinal as usize].into(),
+        }
+    }
+
+    /// Ordinals with that count, rising.
+    pub(crate) fn equal_to(self, count: u32) -> impl Iterator<Item = u32> {
+        let (sums, nodes): (&[u32], &[u16]) = match self {
+            Row::Sums(sums) => (sums, &[]),
+            Row::Nodes(nodes) => (&[], nodes),
+        };
+        let sums = sums.iter().zip(0..).filter(move |(sum, _)| **sum == count);
+        let nodes = nodes.iter().zip(0..).filter(move |(node, _)| u32::from(**node) == count);
+        sums.map(|(_, ordinal)| ordinal).chain(nodes.map(|(_, ordinal)| ordinal))
+    }
+
+    /// The least count that is `workers` or more.
+    pub(crate) fn least(self, workers: u32) -> Option<u32> {
+        let enough = |count: &u32| *count >= workers;
+        match self {
+            Row::Sums(sums) => sums.iter().copied().filter(enough).min(),
+            Row::Nodes(nodes) => {
+                let workers = u16::try_from(workers).ok()?;
+                // Without branches: most of the time goes here.
+                let over = |count: &u16| if *count >= workers { *count } else { u16::MAX };
+                let least = nodes.iter().map(over).min()?;
+                (least < u16::MAX).then_some(least.into())
+            }
+        }
+    }
+}
+
+/// Sums over the nodes of each domain.
+fn by_range(index: &FlatIndex, level: Level, at: &[u16]) -> Vec<u32> {
+    let sum = |nodes: &Range<u32>| {
+        at[nodes.start as usize..nodes.end as usize].iter().map(|slots| u32::from(*slots)).sum()
+    };
+    index.domains(level).iter().map(|one| sum(&one.nodes)).collect()
+}
+
+/// One plain pass: a planner spends most of its time here.
+fn free(rooms: &Rooms, fits: &Fits) -> Vec<u16> {
+    let mut at: Vec<u16> = Vec::with_capacity(rooms.machines().len());
+    for run in rooms.counts() {
+        let first = at.len();
+        at.extend(run.iter().map(|count| fits.by_gpus(count.free)));
+        for (count, place) in run.iter().zip(first..) {
+            if fits.may_lack_host(count) && at[place] > 0 {
+                fits.lower(&mut at[place], rooms.room(NodePos(place as u32)).host);
+            }
+        }
+    }
+    at
+}
+
+fn evicted(rooms: &Rooms, fits: &Fits) -> Vec<u16> {
+    let mut at = Vec::with_capacity(rooms.machines().len());
+    for run in rooms.counts() {
+        at.extend(run.iter().map(|count| fits.by_gpus(count.free + count.evictable)));
+    }
+    if !fits.gpus_alone() {
+        let mut free = rooms.rooms().flatten();
+        let mut slots = at.iter_mut();
+        for run in rooms.evictables() {
+            for ((slots, freed), room) in slots.by_ref().zip(run).zip(free.by_ref()) {
+                fits.lower(slots, room.host.plus(freed.cpus.into(), freed.memory_mib as i64));
+            }
+        }
+    }
+    at
+}
+
+/// One node's slots, moves included.
+fn one(draft: &Draft<'_>, fits: &Fits, pool: Pool, pos: NodePos) -> u16 {
+    let room = draft.room(pos);
+    let mut gpus = room.free;
+    let (mut cpus, mut memory_mib) = (0, 0);
+    if matches!(pool, Pool::Evicted | Pool::Soon) {
+        let freed = draft.evictable(pos);
+        gpus = gpus.or(freed.gpus);
+        (cpus, memory_mib) = (u64::from(freed.cpus), freed.memory_mib);
+    }
+    match pool {
+        Pool::Soon => {
+            let leaves = draft.leaving_at(pos);
+            gpus = gpus.or(leaves.gpus);
+            (cpus, memory_mib) = (cpus + leaves.cpus, memory_mib + leaves.memory_mib);
+        }
+        Pool::Empty => {
+            let host = draft.rooms().machines()[pos.0 as usize].1;
+            return fits.on(draft.index().gpu_count(pos) as u8, host);
+        }
+        Pool::Free | Pool::Evicted => {}
+    }
+    fits.on(gpus.count() as u8, room.host.plus(cpus as i64, memory_mib as i64))
+}
+
+/// A claim, made ready for many nodes: no division where there are enough cores and memory.
+struct Fits {
+    by_gpus: [u16; 256],
+    cpus: i64,
+    memory_mib: i64,
+    /// For each GPU, rounded up.
+    cpus_a_gpu: u16,
+    memory_gib_a_gpu: u16,
+}
+
+impl Fits {
+    fn new(claim: &Claim) -> Fits {
+        let mut by_gpus = [0; 256];
+        for (gpus, slots) in (0u32..).zip(&mut by_gpus) {
+            *slots = (gpus / claim.gpus) as u16;
+        }
+        let bounded = |amount| i64::try_from(amount).unwrap_or(i64::MAX);
+        let gpus = u64::from(claim.gpus);
+        let each = |amount: u64| u16::try_from(amount).unwrap_or(u16::MAX);
+        Fits {
+            by_gpus,
+            cpus: bounded(claim.cpus),
+            memory_mib: bounded(claim.memory_mib),
+            cpus_a_gpu: each(claim.cpus.div_ceil(gpus)),
+            memory_gib_a_gpu: each(claim.memory_mib.div_ceil(gpus * 1_024)),
+        }
+    }
+
+    fn gpus_alone(&self) -> bool {
+        self.cpus == 0 && self.memory_mib == 0
+    }
+
+    fn by_gpus(&self, gpus: u8) -> u16 {
+        self.by_gpus[usize::from(gpus)]
+    }
+
+    /// Whether a node may lack cores or memory for all that its free GPUs could take.
+    fn may_lack_host(&self, count: &Count) -> bool {
+        let lacks = |have: u16, each: u16| have < each || each == u16::MAX;
+        lacks(count.cpus_a_gpu, self.cpus_a_gpu)
+            || lacks(count.memory_gib_a_gpu, self.memory_gib_a_gpu)
+    }
+
+    fn on(&self, gpus: u8, host: Host) -> u16 {
+        let mut slots = self.by_gpus(gpus);
+        self.lower(&mut slots, host);
+        slots
+    }
+
+    /// To what cores and memory allow.
+    fn lower(&self, slots: &mut u16, host: Host) {
+        let all = i64::from(*slots);
+        if host.cpus < all * self.cpus || host.memory_mib < all * self.memory_mib {
+            *slots = self.by_host(all, host) as u16;
+        }
+    }
+
+    /// A claim of nothing fits even a node that is over-claimed, as in apply.
+    fn by_host(&self, slots: i64, host: Host) -> i64 {
+        let times = |have: i64, each: i64| if each == 0 { slots } else { have.max(0) / each };
+        times(host.cpus, self.cpus).min(times(host.memory_mib, self.memory_mib)).min(slots)
+    }
+}

@@ -1,0 +1,5 @@
+//! Values of the archive.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| rowen_state::fuzz::archive(bytes));

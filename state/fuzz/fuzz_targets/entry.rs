@@ -1,0 +1,5 @@
+//! Entries of the log.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| rowen_state::fuzz::entry(bytes));

@@ -1,0 +1,232 @@
+//! What every node has for new work, in dense rows by position in the flat index: the only thing
+//! that planning scans.
+//!
+//! Derived from nodes and allocations, so in neither hash nor snapshot. Rows are kept in persistent
+//! vectors: a clone is free, and a draft that changes a few rows copies a few chunks. Never decides
+//! anything.
+
+use std::{ops::Range, sync::Arc};
+
+use imbl::Vector;
+use rowen_topology::NodePos;
+
+use crate::{Cluster, GpuMask, Node, NodeId, Owner};
+
+/// GPUs of a node, counted. The masks behind the first two are in [`Room`] and [`Evictable`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Count {
+    /// That may be given now.
+    pub free: u8,
+    /// Of instances that may be evicted.
+    pub evictable: u8,
+    /// Whose agent found them unfit.
+    pub sick: u8,
+    /// Whether anything new may be placed on the node.
+    pub schedulable: bool,
+    /// Unclaimed cores for each free GPU, rounded down; what is not counted is plenty.
+    pub cpus_a_gpu: u16,
+    /// Unclaimed memory for each free GPU in GiB, likewise.
+    pub memory_gib_a_gpu: u16,
+}
+
+impl Count {
+    /// With what a room has.
+    #[must_use]
+    pub fn of_room(self, room: Room) -> Count {
+        let free = room.free.count();
+        let each =
+            |have: i64| u16::try_from(have.max(0) / i64::from(free.max(1))).unwrap_or(u16::MAX);
+        Count {
+            free: free as u8,
+            cpus_a_gpu: each(room.host.cpus),
+            memory_gib_a_gpu: each(room.host.memory_mib / 1_024),
+            ..self
+        }
+    }
+}
+
+/// Cores and memory, as far as they are declared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Host {
+    /// Cores. Negative while more is claimed than there is: on a node that is held, the victims'
+    /// claims and the gang's both count.
+    pub cpus: i64,
+    /// Memory, likewise.
+    pub memory_mib: i64,
+}
+
+impl Host {
+    /// Not declared, so not counted.
+    pub const UNCOUNTED: i64 = i64::MAX;
+
+    /// With `cpus` and `memory_mib` more (or less), where they are counted.
+    #[must_use]
+    pub fn plus(self, cpus: i64, memory_mib: i64) -> Host {
+        let add = |have, more| if have == Host::UNCOUNTED { have } else { have + more };
+        Host { cpus: add(self.cpus, cpus), memory_mib: add(self.memory_mib, memory_mib) }
+    }
+}
+
+impl Default for Host {
+    fn default() -> Self {
+        Host { cpus: Host::UNCOUNTED, memory_mib: Host::UNCOUNTED }
+    }
+}
+
+/// What a node has for new work at once.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Room {
+    /// GPUs that may be given now.
+    pub free: GpuMask,
+    /// What is not claimed.
+    pub host: Host,
+}
+
+/// What evictions would give, and bounds on what they cost.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Evictable {
+    /// GPUs.
+    pub gpus: GpuMask,
+    /// Cores.
+    pub cpus: u32,
+    /// Memory.
+    pub memory_mib: u64,
+    /// GPUs of the largest instance among them.
+    pub largest: u32,
+    /// The least value of a GPU-hour among them, in micro-dollars.
+    pub value_micros: u64,
+    /// The shortest warm-up among them.
+    pub warm_up_ms: u64,
+    /// The shortest notice among them.
+    pub notice_ms: u64,
+    /// When the youngest of them was bound.
+    pub bound_ms: u64,
+}
+
+/// See the module.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Rooms {
+    counts: Vector<Count>,
+    rooms: Vector<Room>,
+    evictable: Vector<Evictable>,
+    /// Whole machines: only a new fabric changes them.
+    machines: Arc<Vec<(NodeId, Host)>>,
+}
+
+impl Rooms {
+    pub(crate) fn new(machines: Vec<(NodeId, Host)>) -> Rooms {
+        Rooms {
+            counts: std::iter::repeat_n(Count::default(), machines.len()).collect(),
+            rooms: std::iter::repeat_n(Room::default(), machines.len()).collect(),
+            evictable: std::iter::repeat_n(Evictable::default(), machines.len()).collect(),
+            machines: Arc::new(machines),
+        }
+    }
+
+    /// The node at a position.
+    pub fn node(&self, pos: NodePos) -> NodeId {
+        self.machines[pos.0 as usize].0
+    }
+
+    /// All cores and memory of the node at each position.
+    pub fn machines(&self) -> &[(NodeId, Host)] {
+        &self.machines
+    }
+
+    /// Counts, in runs, by position.
+    pub fn counts(&self) -> impl Iterator<Item = &[Count]> {
+        self.counts.leaves()
+    }
+
+    /// Counts of some positions.
+    pub fn counts_of(&self, nodes: Range<u32>) -> impl Iterator<Item = (NodePos, Count)> {
+        let mut focus = self.counts.focus();
+        nodes.map(move |pos| {
+            let count = focus.get(pos as usize).expect("a position of the index");
+            (NodePos(pos), *count)
+        })
+    }
+
+    /// Rooms, in runs, by position.
+    pub fn rooms(&self) -> impl Iterator<Item = &[Room]> {
+        self.rooms.leaves()
+    }
+
+    /// What evictions would give, in runs, by position.
+    pub fn evictables(&self) -> impl Iterator<Item = &[Evictable]> {
+        self.evictable.leaves()
+    }
+
+    /// One node's counts.
+    pub fn count(&self, pos: NodePos) -> Count {
+        self.counts[pos.0 as usize]
+    }
+
+    /// One node's room.
+    pub fn room(&self, pos: NodePos) -> Room {
+        self.rooms[pos.0 as usize]
+    }
+
+    /// What evictions on one node would give.
+    pub fn evictable(&self, pos: NodePos) -> Evictable {
+        self.evictable[pos.0 as usize]
+    }
+
+    /// Brings one node's rows up to date with the state.
+    pub(crate) fn refresh(&mut self, pos: NodePos, cluster: &Cluster, node: &Node) {
+        let schedulable = node.schedulable();
+        let sick = node.mask(|slot| !slot.healthy).count() as u8;
+        let (room, evictable) = match schedulable {
+            true => (room_of(cluster, node), evictable_on(cluster, node)),
+            false => Default::default(),
+        };
+        let count = Count {
+            sick,
+            schedulable,
+            evictable: evictable.gpus.count() as u8,
+            ..Count::default()
+        };
+        self.counts[pos.0 as usize] = count.of_room(room);
+        self.rooms[pos.0 as usize] = room;
+        self.evictable[pos.0 as usize] = evictable;
+    }
+}
+
+/// All cores and memory of a machine.
+pub(crate) fn whole(node: &Node) -> Host {
+    let counted = |total: u64| match total {
+        0 => Host::UNCOUNTED,
+        total => i64::try_from(total).unwrap_or(Host::UNCOUNTED),
+    };
+    Host { cpus: counted(node.cpus.into()), memory_mib: counted(node.memory_mib) }
+}
+
+fn room_of(cluster: &Cluster, node: &Node) -> Room {
+    let (cpus, memory_mib) = cluster.claimed(node);
+    Room { free: node.free(), host: whole(node).plus(-i64::from(cpus), -(memory_mib as i64)) }
+}
+
+fn evictable_on(cluster: &Cluster, node: &Node) -> Evictable {
+    let mut sum = Evictable { gpus: cluster.reclaimable(node), ..Evictable::default() };
+    let (mut value_micros, mut warm_up_ms, mut notice_ms) = (u64::MAX, u64::MAX, u64::MAX);
+    for id in node.owners() {
+        let Some(allocation) = cluster.allocations().get(id) else { continue };
+        let Owner::Instance { filler, .. } = allocation.owner else { continue };
+        if allocation.stop.is_some() {
+            continue;
+        }
+        let tasks = cluster.tasks_on(node, allocation);
+        sum.cpus += allocation.resources.cpus * tasks;
+        sum.memory_mib += allocation.resources.memory_mib * u64::from(tasks);
+        sum.largest = sum.largest.max(allocation.resources.gpus);
+        sum.bound_ms = sum.bound_ms.max(allocation.bound_ms);
+        notice_ms = notice_ms.min(allocation.notice_ms);
+        let spec = cluster.fillers().get(filler).map(|filler| &filler.spec);
+        value_micros = value_micros.min(spec.map_or(0, |spec| spec.value_micros));
+        warm_up_ms = warm_up_ms.min(spec.map_or(0, |spec| spec.warm_up_ms));
+    }
+    if sum.largest > 0 {
+        (sum.value_micros, sum.warm_up_ms, sum.notice_ms) = (value_micros, warm_up_ms, notice_ms);
+    }
+    sum
+}
