@@ -4,13 +4,13 @@
 use std::collections::BTreeSet;
 
 use rowen_server::{Core, desired_tasks};
-use rowen_sim::START_MS;
 use rowen_state::{AllocationId, Cluster, Command, FillerState, JobSpec, JobState};
 use rowen_topology::Level;
 
 use crate::{
+    clients::Operation,
+    control::job_of,
     invariant::{Finding, Invariant},
-    leader::job_of,
     linear::{self, Verdict},
     message::Killed,
     setup,
@@ -21,8 +21,8 @@ use crate::{
 pub(crate) fn at_rest(world: &World) -> bool {
     let cluster = world.control.core.cluster();
     world.healed
-        && world.control.leading
-        && world.operations.iter().all(|operation| operation.answer.is_some())
+        && world.operations.iter().all(Operation::is_over)
+        && world.group.converged().is_ok()
         && world.unended().all(|(id, state)| {
             state == JobState::Queued
                 && !fits(cluster, &cluster.jobs().get(id).expect("listed").spec)
@@ -41,9 +41,8 @@ pub(crate) fn unrest(world: &mut World) {
         }
     }
     what.extend(unfilled(cluster));
-    what.extend(
-        world.operations.iter().filter(|o| o.answer.is_none()).map(|o| format!("{:?}", o.command)),
-    );
+    what.extend(world.operations.iter().filter(|o| !o.is_over()).map(|o| format!("{:?}", o.want)));
+    what.extend(world.group.converged().err());
     world.context.finding(Invariant::Converges, format!("no rest: {}", what.join("; ")));
 }
 
@@ -111,7 +110,8 @@ fn nothing_acknowledged_is_lost(world: &mut World, findings: &mut Vec<Finding>) 
     for operation in &world.operations {
         let Some(answer) = &operation.answer else { continue };
         world.context.checked.add(Invariant::NothingLost, 1);
-        match &operation.command {
+        let Some(command) = operation.command() else { continue };
+        match command {
             Command::SubmitJob(spec) => {
                 let job = job_of(answer).and_then(|id| cluster.jobs().get(id));
                 if job.is_none_or(|job| job.spec.name != spec.name) {
@@ -137,9 +137,11 @@ pub(crate) fn notice(world: &mut World, killed: Killed) {
     let allocation = world.control.core.cluster().allocations().get(AllocationId(key.allocation));
     let since_stop = allocation.and_then(|allocation| {
         let stop = allocation.stop?;
-        let now_ms = START_MS + world.context.now_ms;
+        // In true time: the state's clock is the leaders' word.
+        let since_ms = world.control.stopped_ms.get(&allocation.id)?;
+        let now_ms = world.context.now_ms;
         let (notice_ms, slack_ms) = (allocation.notice_ms, 200 + allocation.notice_ms / 500);
-        Some((now_ms + slack_ms >= stop.since_ms + notice_ms, stop.reason, notice_ms))
+        Some((now_ms + slack_ms >= since_ms + notice_ms, stop.reason, notice_ms))
     });
     let fine = had_notice || since_stop.is_some_and(|(fine, ..)| fine);
     let what = format!("killed without its notice: {key:?} on machine {machine}: {since_stop:?}");
@@ -184,19 +186,19 @@ fn replay(world: &mut World, findings: &mut Vec<Finding>) {
         let what = "the log replayed gives another state";
         findings.push(Finding::new(Invariant::SameHash, what));
     }
-    let Some((taken, bytes)) = &world.control.snapshot else { return };
     world.context.checked.add(Invariant::SnapshotReplays, 1);
-    let mut resumed = Core::default();
-    if let Err(error) = resumed.restore(bytes) {
-        let what = format!("a snapshot cannot be read: {error}");
-        return findings.push(Finding::new(Invariant::SnapshotReplays, what));
-    }
-    for (index, entry) in &world.control.entries[*taken..] {
-        resumed.apply_entry(*index, entry);
-    }
-    if resumed.cluster().state_hash() != hash {
-        let what = "a snapshot and the log after it give another state";
-        findings.push(Finding::new(Invariant::SnapshotReplays, what));
+    let bytes = world.control.core.cluster().to_snapshot().expect("a small state");
+    let mut restored = Core::default();
+    match restored.restore(&bytes) {
+        Ok(()) if restored.cluster().state_hash() == hash => {}
+        Ok(()) => {
+            let what = "a snapshot gives another state";
+            findings.push(Finding::new(Invariant::SnapshotReplays, what));
+        }
+        Err(error) => {
+            let what = format!("a snapshot cannot be read: {error}");
+            findings.push(Finding::new(Invariant::SnapshotReplays, what));
+        }
     }
 }
 

@@ -18,10 +18,15 @@ const TAIL: usize = 60;
 /// Findings kept; one is enough to fail.
 const FINDINGS: usize = 20;
 
+/// Not 0: a node lease of 0 means "never held".
+const START_MS: u64 = 1_000_000;
+
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct Context {
     pub(crate) now_ms: u64,
+    /// What it was at first.
+    pub(crate) start_ms: u64,
     pub(crate) rng: Rng,
     pub(crate) events: Events<Event>,
     pub(crate) journal: Journal,
@@ -37,8 +42,8 @@ pub(crate) struct Context {
 impl Context {
     pub(crate) fn new(seed: u64) -> Context {
         Context {
-            // Not 0: a node lease of 0 means "never held".
-            now_ms: 1_000_000,
+            now_ms: START_MS,
+            start_ms: START_MS,
             rng: Rng::new(seed),
             events: Events::default(),
             journal: Journal::default(),

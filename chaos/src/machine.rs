@@ -11,8 +11,8 @@ use rowen_state::{AllocationId, Epoch, GpuMask, NodeId, Owner, TaskPhase, TaskRe
 
 use crate::{
     context::Context,
+    control::LEASE_RAN_OUT,
     invariant::Invariant,
-    leader::LEASE_RAN_OUT,
     message::{DesiredTask, Event, Killed, MachineAt, ToAgent, ToLeader},
     setup::{Life, Timing},
     timeline::Lane,
@@ -22,6 +22,9 @@ use crate::{
 const TURN_MS: u64 = 500;
 /// As the agent's shell has it.
 const RESEND_MS: u64 = 1_000;
+/// As the agent's stream has them.
+const SILENT_HEARTBEATS: u64 = 4;
+const CONNECT_MS: u64 = 2_000;
 /// Roundings, and what a shim's own clock is late by.
 const SLACK_MS: u64 = 200;
 /// A shim looks at the node lease this often.
@@ -36,6 +39,10 @@ pub(crate) struct Machine {
     pub(crate) link: Link,
     pub(crate) powered: bool,
     pub(crate) agent: Option<Agent>,
+    /// GPUs that its driver does not show.
+    pub(crate) sick: GpuMask,
+    /// Its agent does nothing until then.
+    pub(crate) frozen_until_ms: u64,
     /// Suspended until then: nothing of it moves, but its clock does. 0: it is not.
     pub(crate) frozen_ms: u64,
     /// Its clock runs so many millionths too fast.
@@ -70,6 +77,12 @@ struct Disk {
 pub(crate) struct Agent {
     pub(crate) life: u64,
     pub(crate) session: Option<u64>,
+    /// Where it was sent to find the leader.
+    pub(crate) go_to: Option<String>,
+    /// How many replicas it has tried.
+    pub(crate) tried: usize,
+    /// When it last heard anything, or connected.
+    heard_ms: u64,
     core: Core,
     welcomed: bool,
     heartbeat_at_ms: u64,
@@ -109,6 +122,8 @@ impl Machine {
             link: Link { up: true, down: true, up_last_ms: 0, down_last_ms: 0 },
             powered: true,
             agent: None,
+            sick: GpuMask::default(),
+            frozen_until_ms: 0,
             frozen_ms: 0,
             drift_ppm,
             boot: 1,
@@ -158,14 +173,30 @@ impl Machine {
     /// kill -9 of the agent; its shims go on.
     pub(crate) fn kill_agent(&mut self, context: &mut Context) {
         context.timeline.end(Lane::Agent(self.at), context.now_ms);
-        self.agent = None;
+        if let Some(session) = self.agent.take().and_then(|agent| agent.session) {
+            self.close(session, context);
+        }
+    }
+
+    /// The replica hears of a stream's end, at once or by its keepalive.
+    fn close(&self, session: u64, context: &mut Context) {
+        let heard = self.link.up && self.powered;
+        let in_ms =
+            if heard { context.rng.between(1, 30) } else { context.rng.between(10_000, 20_000) };
+        context.later(in_ms, Event::Closed { session });
+    }
+
+    /// It boots now.
+    pub(crate) fn booted(&mut self, context: &Context) {
+        self.booted_ms = context.now_ms - 10;
     }
 
     /// The power fails: every process is gone at once, memory and leases too.
     pub(crate) fn power_off(&mut self, context: &mut Context) {
-        self.kill_agent(context);
         self.powered = false;
+        self.kill_agent(context);
         self.frozen_ms = 0;
+        self.frozen_until_ms = 0;
         let keys: Vec<TaskKey> = self.living().into_iter().collect();
         for key in keys {
             self.exit(key, 137, context);
@@ -177,7 +208,7 @@ impl Machine {
     pub(crate) fn power_on(&mut self, context: &mut Context) {
         self.powered = true;
         self.boot += 1;
-        self.booted_ms = context.now_ms - 10;
+        self.booted(context);
         self.disk.lease_ms = 0;
     }
 
@@ -194,6 +225,9 @@ impl Machine {
         self.agent = Some(Agent {
             life: self.lives,
             session: None,
+            go_to: None,
+            tried: self.at,
+            heard_ms: 0,
             core,
             welcomed: false,
             heartbeat_at_ms: 0,
@@ -204,13 +238,17 @@ impl Machine {
     }
 
     /// A stream was opened: the agent says who it is.
-    pub(crate) fn hello(&mut self, session: u64, healthy: GpuMask, context: &mut Context) {
+    pub(crate) fn hello(&mut self, session: u64, context: &mut Context) {
+        let said_ms = self.local_ms(context.now_ms).max(1);
+        let healthy = GpuMask::first(self.gpus).without(self.sick);
         let Some(agent) = &mut self.agent else { return };
         (agent.session, agent.welcomed) = (Some(session), false);
+        agent.heard_ms = said_ms;
         let keys: Vec<TaskKey> = agent.core.tasks().keys().copied().collect();
         let hello = ToLeader::Hello {
             term: agent.core.term(),
             boot: self.boot,
+            said_ms,
             healthy,
             tasks: keys.into_iter().filter_map(|key| self.report(key)).collect(),
         };
@@ -223,8 +261,10 @@ impl Machine {
             return;
         };
         (agent.session, agent.welcomed) = (None, false);
+        let life = agent.life;
+        self.close(session, context);
         let in_ms = context.rng.between(50, 1_000);
-        context.later(in_ms, Event::Connect { machine: self.at, life: agent.life });
+        context.later(in_ms, Event::Connect { machine: self.at, life });
     }
 
     /// A message of the leader.
@@ -239,7 +279,12 @@ impl Machine {
         let Some(agent) = self.agent.as_mut().filter(|agent| agent.session == Some(session)) else {
             return;
         };
+        agent.heard_ms = local_ms;
         let stale = match message {
+            ToAgent::Refused { leader } => {
+                agent.go_to = Some(leader).filter(|leader| !leader.is_empty());
+                return self.hangup(session, context);
+            }
             ToAgent::Welcome { term } => {
                 let done = agent.core.welcome(term, timing.node_lease_ms);
                 agent.welcomed = done.is_ok();
@@ -302,6 +347,19 @@ impl Machine {
         }
         self.tell(local_ms, timing, context);
         self.forget();
+        self.lose_patience(local_ms, timing, context);
+    }
+
+    /// A replica that says nothing for long is left for another.
+    fn lose_patience(&mut self, local_ms: u64, timing: &Timing, context: &mut Context) {
+        let Some(agent) = &self.agent else { return };
+        let patience_ms = (timing.heartbeat_ms * SILENT_HEARTBEATS).max(CONNECT_MS);
+        let patience_ms = if agent.welcomed { patience_ms } else { CONNECT_MS };
+        if let Some(session) = agent.session
+            && local_ms > agent.heard_ms + patience_ms
+        {
+            self.hangup(session, context);
+        }
     }
 
     fn launch(&mut self, key: TaskKey, timing: &Timing, context: &mut Context) {

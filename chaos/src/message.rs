@@ -1,15 +1,20 @@
-//! What travels in a world: messages between agents and leader, proposals, events.
+//! What travels in a world: messages between agents and replicas, and events.
 
 use rowen_agent::core::TaskKey;
-use rowen_state::{Command, GpuMask, Owner, RequestId, TaskReport};
+use rowen_state::{GpuMask, Owner, TaskReport};
+
+use crate::{clients::Told, net::Host};
 
 /// A machine of the world, by its place in the fabric.
 pub(crate) type MachineAt = usize;
 
+/// A replica of the world, by when it was set up.
+pub(crate) type ReplicaAt = usize;
+
 /// From an agent.
 #[derive(Clone, Debug)]
 pub(crate) enum ToLeader {
-    Hello { term: u64, boot: u32, healthy: GpuMask, tasks: Vec<TaskReport> },
+    Hello { term: u64, boot: u32, said_ms: u64, healthy: GpuMask, tasks: Vec<TaskReport> },
     Heartbeat { seq: u64, generation: u64 },
     Report { seq: u64, tasks: Vec<TaskReport> },
 }
@@ -17,10 +22,25 @@ pub(crate) enum ToLeader {
 /// To an agent.
 #[derive(Clone, Debug)]
 pub(crate) enum ToAgent {
-    Welcome { term: u64 },
-    HeartbeatAck { seq: u64, term: u64 },
-    ReportAck { seq: u64 },
-    Desired { generation: u64, term: u64, tasks: Vec<DesiredTask> },
+    Welcome {
+        term: u64,
+    },
+    HeartbeatAck {
+        seq: u64,
+        term: u64,
+    },
+    ReportAck {
+        seq: u64,
+    },
+    Desired {
+        generation: u64,
+        term: u64,
+        tasks: Vec<DesiredTask>,
+    },
+    /// Go there, or, where that is empty, anywhere.
+    Refused {
+        leader: String,
+    },
 }
 
 /// A task as the leader wants it.
@@ -43,38 +63,8 @@ pub(crate) struct Killed {
     pub(crate) had_notice: bool,
 }
 
-/// Something on its way into the log.
-#[derive(Clone, Debug)]
-pub(crate) struct Proposal {
-    pub(crate) at_ms: u64,
-    pub(crate) principal: String,
-    pub(crate) request: Option<RequestId>,
-    pub(crate) command: Command,
-    pub(crate) then: Then,
-    pub(crate) fate: Fate,
-}
-
-/// What becomes of a proposal.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Fate {
-    Committed,
-    /// In the log, but whoever proposed it never hears so.
-    Unanswered,
-    Lost,
-}
-
-/// Who waits for a proposal.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Then {
-    Nothing,
-    Opened { machine: MachineAt, session: u64 },
-    Reported { machine: MachineAt, session: u64, seq: u64 },
-    Answered { operation: usize },
-    Planned,
-}
-
-/// What happens in a world. A `life` counts an agent's starts, so that a timer
-/// of an agent that died finds nobody.
+/// What happens in a world. A `life` counts the starts of an agent or a replica, so that what was
+/// meant for one that died finds nobody.
 #[derive(Clone, Debug)]
 pub(crate) enum Event {
     // Machines
@@ -105,7 +95,11 @@ pub(crate) enum Event {
         life: u64,
         key: TaskKey,
     },
-    // Network
+    /// A GPU that was sick is well again.
+    Repaired {
+        machine: MachineAt,
+    },
+    // Between agents and replicas
     Up {
         machine: MachineAt,
         session: u64,
@@ -120,28 +114,50 @@ pub(crate) enum Event {
         machine: MachineAt,
         session: u64,
     },
+    /// The replica notices that the agent's stream is gone.
+    Closed {
+        session: u64,
+    },
     Mend {
         machine: MachineAt,
     },
-    // Control plane
-    Propose {
-        term: u64,
-        proposal: Box<Proposal>,
+    // Replicas
+    StartReplica {
+        replica: ReplicaAt,
     },
-    Commit,
-    Renewed {
-        machine: MachineAt,
-        session: u64,
-        term: u64,
-        seq: u64,
-        generation: u64,
+    /// One that was told to die in the middle of a write, and has not written since, dies now.
+    KillReplica {
+        replica: ReplicaAt,
+        life: u64,
+        power_cut: bool,
     },
-    Beat {
-        term: u64,
+    Thaw {
+        replica: ReplicaAt,
+        life: u64,
     },
-    Elected,
+    MendDisk {
+        replica: ReplicaAt,
+    },
+    Uncut {
+        from: Host,
+        to: Host,
+    },
+    Unsplit {
+        number: u64,
+    },
+    /// The operator looks after the group.
+    Tend,
     // The world outside
     Operate,
+    Ask {
+        operation: usize,
+        replica: ReplicaAt,
+    },
+    Told {
+        operation: usize,
+        replica: ReplicaAt,
+        told: Told,
+    },
     Retry {
         operation: usize,
     },

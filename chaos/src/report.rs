@@ -101,7 +101,8 @@ impl Summary {
         for (name, count) in rows {
             let _ = writeln!(text, "{count:>10}  {name}");
         }
-        let _ = writeln!(text, "{:>10}  simulated seconds a second", self.speedup(wall));
+        let _ =
+            writeln!(text, "{:>10}  simulated seconds a second of one core", self.speedup(wall));
         let _ = writeln!(text, "{:>10}  seeds failed\n", self.failed.len());
         let kinds = self.operations.iter().map(|(word, count)| format!("{count} {word}"));
         let _ = writeln!(text, "operations: {}\n", kinds.collect::<Vec<_>>().join(", "));

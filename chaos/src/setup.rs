@@ -15,17 +15,27 @@ pub(crate) struct Timing {
     pub(crate) kill_ms: u64,
     pub(crate) drift_ppm: u64,
     pub(crate) tick_ms: u64,
+    /// Of the replicas among each other.
+    pub(crate) raft_heartbeat_ms: u64,
+    /// Entries between two snapshots, and how many stay in the log behind one.
+    pub(crate) snapshot_every: u64,
+    pub(crate) keep_log: u64,
+    pub(crate) segment_bytes: u64,
 }
 
 impl Timing {
     pub(crate) fn draw(rng: &mut Rng) -> Timing {
-        let heartbeat_ms = rng.between(300, 1_000);
+        let heartbeat_ms = rng.between(1_000, 3_000);
         Timing {
-            node_lease_ms: heartbeat_ms * rng.between(4, 10),
+            node_lease_ms: heartbeat_ms * rng.between(4, 8),
             heartbeat_ms,
             kill_ms: rng.between(500, 2_000),
             drift_ppm: 1_000,
-            tick_ms: 1_000,
+            tick_ms: rng.between(1_000, 3_000),
+            raft_heartbeat_ms: rng.between(200, 1_000),
+            snapshot_every: rng.between(30, 400),
+            keep_log: rng.between(5, 100),
+            segment_bytes: rng.between(1, 8) * 8_192,
         }
     }
 }

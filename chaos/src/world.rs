@@ -1,40 +1,58 @@
 //! One world: its seed draws the cluster, the workload and the faults; then
 //! faults end, and everything must come to rest.
+//!
+//! One thread, one tokio runtime with paused time. Replicas run in it as in production; all else
+//! is events of the one loop here, which sleeps until the next of them or until a replica left word.
 
-use std::collections::{BTreeMap, BTreeSet};
-
-use rowen_state::{
-    Command, Duty, FillerId, GpuMask, JobId, JobState, NodeId, Refusal, Reply, RequestId,
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
 };
+
+use rowen_state::{Command, NodeId};
+use tokio::time::{Instant, sleep_until};
 
 use crate::{
     checks,
+    clients::Operation,
     context::Context,
+    control::Control,
     coverage,
-    draws::{Draw, Drawn, Draws},
-    history::{History, Op},
-    invariant::{Checked, Finding, Invariant},
-    leader::Control,
+    draws::{Draw, Draws},
+    group::Group,
+    history::History,
+    inbox::{Arrived, Inbox},
+    invariant::{Checked, Finding},
     machine::Machine,
-    message::{Event, MachineAt, Then},
+    message::{Event, MachineAt, ReplicaAt},
+    net::Net,
     rng::Rng,
     setup::{self, Timing},
+    streams::Streams,
     timeline::{Lane, Timeline},
+    truth::Truth,
 };
 
 /// A world that has not come to rest this long after the faults ended never will.
-const REST_WITHIN_MS: u64 = 6 * 3_600_000;
+const REST_WITHIN_MS: u64 = 2 * 3_600_000;
 /// It must stay at rest this long.
 const REST_MS: u64 = 30_000;
-/// A client asks again after this.
-const RETRY_MS: u64 = 3_000;
+/// How often it is looked whether it is at rest.
+const LOOK_MS: u64 = 1_000;
+/// A cluster that has no fabric this long after its start never will.
+const FOUND_WITHIN_MS: u64 = 600_000;
 
 /// See the module.
-#[derive(Debug)]
 pub(crate) struct World {
     pub(crate) context: Context,
     pub(crate) timing: Timing,
     pub(crate) machines: Vec<Machine>,
+    /// Of the machines' nodes.
+    pub(crate) names: Vec<String>,
+    pub(crate) group: Group,
+    pub(crate) streams: Streams,
+    pub(crate) truth: Truth,
+    pub(crate) inbox: Inbox,
     pub(crate) control: Control,
     pub(crate) operations: Vec<Operation>,
     pub(crate) history: History,
@@ -42,17 +60,14 @@ pub(crate) struct World {
     pub(crate) faults: Coverage,
     /// Faults are over.
     pub(crate) healed: bool,
-    jobs: usize,
-    sessions: u64,
-}
-
-/// Something a client wants, until it hears that it is so.
-#[derive(Debug)]
-pub(crate) struct Operation {
-    /// In the history.
-    pub(crate) call: usize,
-    pub(crate) command: Command,
-    pub(crate) answer: Option<Result<Reply, Refusal>>,
+    pub(crate) jobs: usize,
+    /// The replica whose disk is corrupt, until that is found out and mended.
+    pub(crate) weakened: Option<ReplicaAt>,
+    /// Splits of the network so far.
+    pub(crate) splits: u64,
+    /// New replicas that were asked for, by address, and whom each stands in for.
+    pub(crate) replacing: BTreeMap<String, Option<ReplicaAt>>,
+    began: Instant,
 }
 
 /// What to run.
@@ -88,47 +103,32 @@ pub(crate) struct Outcome {
 
 /// Runs the world of a seed to its end, or to its first finding.
 pub(crate) fn run(options: &Options) -> Outcome {
+    let mut builder = tokio::runtime::Builder::new_current_thread();
+    builder.enable_time().start_paused(true);
+    #[cfg(tokio_unstable)]
+    builder.rng_seed(tokio::runtime::RngSeed::from_bytes(&options.seed.to_le_bytes()));
+    let runtime = builder.build().expect("a runtime without IO");
+    runtime.block_on(live(options))
+}
+
+async fn live(options: &Options) -> Outcome {
     let mut world = World::new(options);
     let began_ms = world.context.now_ms;
-    let faults_ms = world.context.rng.between(120_000, 600_000);
-    world.context.later(faults_ms, Event::Heal);
-    let mut rest_ms = None;
-    while world.context.findings.is_empty() {
-        let Some(next_ms) = world.context.events.next_ms() else { break };
-        world.context.now_ms = next_ms;
-        while let Some(event) = world.context.events.take_due(next_ms) {
-            world.happen(event);
-        }
-        let now_ms = world.context.now_ms;
-        rest_ms = checks::at_rest(&world).then(|| rest_ms.unwrap_or(now_ms));
-        let rested_ms = rest_ms.map_or(0, |since_ms| now_ms - since_ms);
-        // An instance may have ended just now, and the leader has not heard of it.
-        let settled = || rested_ms > 2 * REST_MS || checks::diverging(&world).is_empty();
-        if rested_ms >= REST_MS && settled() {
-            break;
-        }
-        if now_ms > began_ms + faults_ms + REST_WITHIN_MS {
+    while world.machines.is_empty() && world.context.findings.is_empty() {
+        world.step().await;
+        if !world.control.core.cluster().nodes().is_empty() {
+            world.people();
+        } else if world.context.now_ms > began_ms + FOUND_WITHIN_MS {
             checks::unrest(&mut world);
         }
     }
+    let faults_ms = world.context.rng.between(120_000, 600_000);
+    world.context.later(faults_ms, Event::Heal);
+    world.until_rest(began_ms + faults_ms + REST_WITHIN_MS).await;
     if world.context.findings.is_empty() {
         checks::at_end(&mut world);
     }
-    Outcome {
-        seed: options.seed,
-        simulated_ms: world.context.now_ms - began_ms,
-        digest: world.context.digest(),
-        state_hash: world.control.core.cluster().state_hash(),
-        tail: world.context.tail.iter().cloned().collect(),
-        findings: world.context.findings,
-        checked: world.context.checked,
-        faults: world.faults,
-        history: world.history,
-        timeline: world.context.timeline.closed(world.context.now_ms),
-        draws: world.draws.happened(),
-        entries: world.control.entries.len() as u64,
-        launches: world.context.journal.launches,
-    }
+    world.outcome(options.seed, began_ms)
 }
 
 impl World {
@@ -136,64 +136,143 @@ impl World {
         let mut context = Context::new(options.seed);
         let timing = Timing::draw(&mut context.rng);
         let fabric = setup::fabric(&mut context.rng);
-        let control = Control::new(&timing);
+        let net = Net::new(Rng::new(context.rng.next()));
+        let inbox = Inbox::default();
+        let truth = Truth::new(inbox.clone());
+        let group = Group::new(net, inbox.clone(), truth.clone(), timing);
         let mut world = World {
             context,
             timing,
             machines: Vec::new(),
-            control,
+            names: fabric.nodes.iter().map(|node| node.name.clone()).collect(),
+            group,
+            streams: Streams::default(),
+            truth,
+            inbox,
+            control: Control::default(),
             operations: Vec::new(),
             history: History::default(),
             draws: Draws::new(options.seed, options.drop.clone()),
             faults: Coverage::new(),
             healed: false,
             jobs: 0,
-            sessions: 0,
+            weakened: None,
+            splits: 0,
+            replacing: BTreeMap::new(),
+            began: Instant::now(),
         };
-        let gpus: Vec<u32> = fabric.nodes.iter().map(|node| node.gpu_count.into()).collect();
-        world.healed = true; // the first entries are not to be lost
-        world.propose("operator", None, Command::SetFabric(fabric), Then::Nothing);
-        world.commit();
-        let drift_ppm = world.timing.drift_ppm;
-        let ids: Vec<NodeId> =
-            world.control.core.cluster().nodes().iter().map(|(id, _)| id).collect();
-        for (at, (node, gpus)) in ids.into_iter().zip(gpus).enumerate() {
-            let drawn = world.context.rng.between(0, 2 * drift_ppm * 9 / 10);
-            let drift_ppm = drawn as i64 - (drift_ppm * 9 / 10) as i64;
-            world.machines.push(Machine::new(at, node, gpus, drift_ppm));
-            world.context.later(10, Event::StartAgent { machine: at });
-        }
-        world.healed = false;
-        world.context.later(100, Event::Beat { term: 1 });
-        world.context.later(200, Event::Operate);
-        world.context.later(5_000, Event::Fault);
+        world.found();
+        world.begin(Command::SetFabric(fabric));
+        world.context.later(2_000, Event::Tend);
         world
     }
 
+    /// The cluster has its fabric: its machines come, and then clients and faults.
+    fn people(&mut self) {
+        let half_ppm = self.timing.drift_ppm * 9 / 20;
+        let cluster = self.control.core.cluster();
+        let nodes = self.names.iter().map(|name| {
+            let node = cluster.node_named(name).expect("the fabric has it");
+            (node.id, node.gpus.len() as u32)
+        });
+        let nodes: Vec<(NodeId, u32)> = nodes.collect();
+        for (at, (node, gpus)) in nodes.into_iter().enumerate() {
+            let drift_ppm = self.context.rng.between(0, 2 * half_ppm) as i64 - half_ppm as i64;
+            let mut machine = Machine::new(at, node, gpus, drift_ppm);
+            machine.booted(&self.context);
+            self.machines.push(machine);
+            self.context.later(10, Event::StartAgent { machine: at });
+        }
+        self.context.later(200, Event::Operate);
+        self.context.later(5_000, Event::Fault);
+    }
+
+    async fn until_rest(&mut self, until_ms: u64) {
+        let mut rest_ms = None;
+        let mut looked_ms = 0;
+        while self.context.findings.is_empty() {
+            self.step().await;
+            let now_ms = self.context.now_ms;
+            if !self.healed || now_ms < looked_ms + LOOK_MS {
+                continue;
+            }
+            looked_ms = now_ms;
+            rest_ms = checks::at_rest(self).then(|| rest_ms.unwrap_or(now_ms));
+            let rested_ms = rest_ms.map_or(0, |since_ms| now_ms - since_ms);
+            // An instance may have ended just now, and the leader has not heard of it.
+            let settled = || rested_ms > 2 * REST_MS || checks::diverging(self).is_empty();
+            if rested_ms >= REST_MS && settled() {
+                return;
+            }
+            if now_ms > until_ms {
+                checks::unrest(self);
+            }
+        }
+    }
+
+    fn outcome(self, seed: u64, began_ms: u64) -> Outcome {
+        let mut faults = self.faults;
+        let (lost, doubled) = self.group.net().counts();
+        faults.insert(("message lost", "running"), lost);
+        faults.insert(("message doubled", "running"), doubled);
+        Outcome {
+            seed,
+            simulated_ms: self.context.now_ms - began_ms,
+            digest: self.context.digest(),
+            state_hash: self.control.core.cluster().state_hash(),
+            tail: self.context.tail.iter().cloned().collect(),
+            findings: self.context.findings,
+            checked: self.context.checked,
+            faults,
+            history: self.history,
+            timeline: self.context.timeline.closed(self.context.now_ms),
+            draws: self.draws.happened(),
+            entries: self.control.entries.len() as u64,
+            launches: self.context.journal.launches,
+        }
+    }
+
+    /// Until the next event, or until a replica has left word.
+    async fn step(&mut self) {
+        let start_ms = self.context.start_ms;
+        let next_ms = self.context.events.next_ms().unwrap_or(self.context.now_ms + LOOK_MS);
+        let at = self.began + Duration::from_millis(next_ms - start_ms);
+        tokio::select! {
+            biased;
+            () = self.inbox.came() => {}
+            () = sleep_until(at) => {}
+        }
+        self.context.now_ms = start_ms + self.began.elapsed().as_millis() as u64;
+        while let Some(arrived) = self.inbox.take() {
+            self.arrived(arrived);
+        }
+        while let Some(event) = self.context.events.take_due(self.context.now_ms) {
+            self.happen(event);
+        }
+    }
+
+    fn arrived(&mut self, arrived: Arrived) {
+        match arrived {
+            Arrived::Applied => self.applied(),
+            Arrived::Said { session, message } => self.said(session, message),
+            Arrived::HungUp { session } => self.hung_up(session),
+            Arrived::Answered { operation, replica, told } => {
+                self.answers(operation, replica, told);
+            }
+            Arrived::Opened { replica, life, shell } => self.opened(replica, life, shell),
+            Arrived::Refused { replica, life, why } => self.refused(replica, life, &why),
+            Arrived::Ended { replica, life, why } => self.ended(replica, life, &why),
+        }
+    }
+
     fn happen(&mut self, event: Event) {
-        if let Some(thaw_ms) = self.frozen(&event) {
+        if let Some(thaw_ms) = self.put_off(&event) {
             return self.context.events.add(thaw_ms, event);
         }
         self.carry_out(event);
         for killed in std::mem::take(&mut self.context.killed) {
             checks::notice(self, killed);
         }
-    }
-
-    /// Until when an event waits, because its machine is suspended.
-    fn frozen(&self, event: &Event) -> Option<u64> {
-        let (Event::StartAgent { machine }
-        | Event::Connect { machine, .. }
-        | Event::Turn { machine, .. }
-        | Event::Shim { machine, .. }
-        | Event::News { machine, .. }
-        | Event::Down { machine, .. }
-        | Event::Hangup { machine, .. }) = event
-        else {
-            return None;
-        };
-        let thaw_ms = self.machines[*machine].frozen_ms;
-        (thaw_ms > self.context.now_ms).then_some(thaw_ms)
     }
 
     fn carry_out(&mut self, event: Event) {
@@ -211,7 +290,11 @@ impl World {
                     self.context.rng = rng;
                 }
             }
-            Event::Connect { machine, life } => self.connect(machine, life),
+            Event::Connect { machine, life } => {
+                if lives(&machines[machine], life) {
+                    self.connect(machine);
+                }
+            }
             Event::Turn { machine, life } => {
                 if lives(&machines[machine], life) {
                     machines[machine].turn(timing, context);
@@ -224,275 +307,63 @@ impl World {
                     machines[machine].news(key, timing, context);
                 }
             }
-            Event::Up { machine, session, message } => {
-                if machines[machine].link.up {
-                    self.leader_hears(machine, session, message);
-                }
+            Event::Repaired { machine } => {
+                machines[machine].sick = rowen_state::GpuMask::default();
+                self.rediscover(machine);
             }
+            Event::Up { machine, session, message } => self.goes_up(machine, session, message),
             Event::Down { machine, session, message } => {
                 if machines[machine].link.down {
                     machines[machine].hear(session, message, timing, context);
                 }
             }
             Event::Hangup { machine, session } => machines[machine].hangup(session, context),
+            Event::Closed { session } => self.closed(session),
             Event::Mend { machine } => {
                 (machines[machine].link.up, machines[machine].link.down) = (true, true);
             }
-            Event::Propose { term, proposal } => match term == self.control.term {
-                true => self.enqueue(*proposal),
-                false => self.stale_proposal(*proposal),
-            },
-            Event::Commit => self.commit(),
-            Event::Renewed { machine, session, term, seq, generation } => {
-                self.renewed(machine, session, term, seq, generation);
+            Event::StartReplica { replica } => self.start_replica(replica),
+            Event::KillReplica { replica, life, power_cut } => {
+                if self.group.seats[replica].life == life {
+                    self.dies(replica, power_cut);
+                }
             }
-            Event::Beat { term } => self.beat(term),
-            Event::Elected => self.elected(),
+            Event::Thaw { replica, life } => self.thaw(replica, life),
+            Event::MendDisk { replica } => self.mend_disk(replica),
+            Event::Uncut { from, to } => self.group.net().cut(from, to, false),
+            Event::Unsplit { number } => {
+                if number == self.splits {
+                    self.group.net().split(None);
+                }
+            }
+            Event::Tend => self.tend(),
             Event::Operate => self.operate(),
+            Event::Ask { operation, replica } => self.asked(operation, replica),
+            Event::Told { operation, replica, told } => self.told(operation, replica, told),
             Event::Retry { operation } => self.ask(operation),
             Event::Fault => self.fault(),
             Event::Heal => self.heal(),
         }
     }
 
-    fn connect(&mut self, machine: MachineAt, life: u64) {
-        let row = &mut self.machines[machine];
-        if !lives(row, life) || row.agent.as_ref().is_some_and(|agent| agent.session.is_some()) {
-            return;
+    /// What a frozen agent would do or hear waits until it is thawed; of a frozen machine likewise
+    /// what its shims would.
+    fn put_off(&self, event: &Event) -> Option<u64> {
+        if let Event::StartAgent { machine } | Event::Shim { machine, .. } = event {
+            let thaw_ms = self.machines[*machine].frozen_ms;
+            return (thaw_ms > self.context.now_ms).then_some(thaw_ms);
         }
-        if !self.control.leading || !row.link.up {
-            let in_ms = self.context.rng.between(200, 1_000);
-            return self.context.later(in_ms, Event::Connect { machine, life });
-        }
-        self.sessions += 1;
-        let all = GpuMask::first(row.gpus);
-        let sick = !self.healed && self.context.rng.chance(5);
-        let gpu = self.context.rng.between(0, u64::from(row.gpus) - 1) as u32;
-        let healthy = if sick { all.without(GpuMask::one(gpu)) } else { all };
-        row.hello(self.sessions, healthy, &mut self.context);
-    }
-
-    /// A proposal of a leader that leads no more: its plan may still reach the log
-    /// through the next one, as a stale one; the rest is lost.
-    fn stale_proposal(&mut self, proposal: crate::message::Proposal) {
-        match proposal.then {
-            Then::Planned => {
-                self.count("stale plan", None);
-                self.propose("planner", None, proposal.command, Then::Nothing);
-            }
-            _ => self.not_committed(proposal.then),
-        }
-    }
-
-    /// A client wants something.
-    fn operate(&mut self) {
-        if self.healed {
-            return;
-        }
-        let (_, mut rng, on) = self.draws.next(Drawn::Operation);
-        let in_ms = rng.between(100, 9_000);
-        self.context.later(in_ms, Event::Operate);
-        if !on {
-            return;
-        }
-        if rng.chance(40) {
-            self.read(&mut rng);
-        }
-        let Some(command) = self.draw_command(&mut rng) else { return };
-        self.begin(command);
-    }
-
-    fn begin(&mut self, command: Command) {
-        let op = Op::of(&command).expect("clients ask nothing else");
-        let client = self.operations.len() as u64;
-        let call = self.history.called(client, op, self.context.now_ms);
-        self.operations.push(Operation { call, command, answer: None });
-        self.ask(self.operations.len() - 1);
-    }
-
-    /// A client looks at something. What it sees is the state of some moment between call and return.
-    fn read(&mut self, rng: &mut Rng) {
-        let Some(op) = self.draw_read(rng) else { return };
-        if !self.control.leading {
-            return;
-        }
-        let seen = op.look(self.control.core.cluster()).expect("a read");
-        let (called_ms, returned_ms) = (self.context.now_ms, self.context.now_ms);
-        let call = self.history.called(u64::MAX, op, called_ms);
-        let index = self.control.core.cluster().applied();
-        self.history.returned(call, returned_ms, seen, index);
-    }
-
-    fn draw_read(&mut self, rng: &mut Rng) -> Option<Op> {
-        let cluster = self.control.core.cluster();
-        let jobs: Vec<JobId> = cluster.jobs().iter().map(|(id, _)| id).collect();
-        let fillers = cluster.fillers().values().map(|filler| filler.spec.name.clone());
-        let fillers: Vec<String> = fillers.collect();
-        let machine = &self.machines[rng.between(0, self.machines.len() as u64 - 1) as usize];
-        Some(match rng.between(0, 9) {
-            0..=3 => Op::ReadJob { job: rng.pick(&jobs)? },
-            4 | 5 => Op::ReadFiller { name: rng.pick(&fillers)? },
-            6 | 7 => Op::ReadNode { node: machine.node },
-            _ => {
-                let gpu = rng.between(0, u64::from(machine.gpus) - 1) as u32;
-                Op::ReadGpu { node: machine.node, gpu }
-            }
-        })
-    }
-
-    /// Asks, and goes on asking until there is an answer: with one request id.
-    fn ask(&mut self, operation: usize) {
-        if self.operations[operation].answer.is_some() {
-            return;
-        }
-        let command = self.operations[operation].command.clone();
-        let request = RequestId { client: format!("client-{operation}"), seq: 1 };
-        self.propose(
-            "operator",
-            Some(request.clone()),
-            command.clone(),
-            Then::Answered { operation },
-        );
-        if self.context.rng.chance(5) && !self.healed {
-            self.count("duplicated request", None);
-            self.propose("operator", Some(request), command, Then::Answered { operation });
-        }
-        self.context.later(RETRY_MS, Event::Retry { operation });
-    }
-
-    pub(crate) fn answered(&mut self, operation: usize, answer: Result<Reply, Refusal>) {
-        let known = &mut self.operations[operation].answer;
-        if known.as_ref().is_some_and(|known| *known != answer) {
-            let what = format!("asked twice, answered {known:?} and {answer:?}");
-            return self.context.finding(Invariant::Once, what);
-        }
-        let first = known.replace(answer).is_none();
-        // A drain whose request was lost may reach the log after the faults ended.
-        if first && self.healed {
-            match self.operations[operation].command {
-                Command::CordonNode { node, .. } | Command::DrainNode { node, .. } => {
-                    self.begin(Command::UndrainNode(node));
-                }
-                _ => {}
-            }
-        }
-    }
-
-    fn draw_command(&mut self, rng: &mut Rng) -> Option<Command> {
-        let cluster = self.control.core.cluster();
-        let jobs = cluster.jobs().values();
-        let live: Vec<JobId> = jobs.filter(|job| !job.state.ended()).map(|job| job.id).collect();
-        let fillers: Vec<FillerId> = cluster.fillers().iter().map(|(id, _)| id).collect();
-        let nodes: Vec<NodeId> = cluster.nodes().iter().map(|(id, _)| id).collect();
-        let out = cluster.nodes().values().filter(|node| node.duty != Duty::InService);
-        let out: Vec<NodeId> = out.map(|node| node.id).collect();
-        let reason = String::from("chaos");
-        Some(match rng.between(0, 99) {
-            0..=49 => {
-                self.jobs += 1;
-                Command::SubmitJob(setup::job(self.jobs, rng))
-            }
-            50..=57 => Command::CancelJob(rng.pick(&live)?),
-            58..=60 => Command::RequeueJob(rng.pick(&live)?),
-            61..=75 => Command::DeployFiller(setup::filler(rng)),
-            76..=78 => Command::DrainFiller(rng.pick(&fillers)?),
-            79..=80 => Command::RemoveFiller(rng.pick(&fillers)?),
-            81..=84 => Command::CordonNode { node: rng.pick(&nodes)?, reason },
-            85..=88 => Command::DrainNode { node: rng.pick(&nodes)?, reason },
-            _ => Command::UndrainNode(rng.pick(&out)?),
-        })
-    }
-
-    fn fault(&mut self) {
-        if self.healed {
-            return;
-        }
-        let (_, mut rng, on) = self.draws.next(Drawn::Fault);
-        let in_ms = rng.between(500, 20_000);
-        self.context.later(in_ms, Event::Fault);
-        if !on {
-            return;
-        }
-        let machine = rng.between(0, self.machines.len() as u64 - 1) as usize;
-        match rng.between(0, 11) {
-            10 | 11 => self.freeze(machine, &mut rng),
-            0 | 1 => self.kill_agent(machine, "killed agent", &mut rng),
-            2 => self.reboot(machine, &mut rng),
-            3..=5 => self.cut(machine, &mut rng),
-            6 | 7 => {
-                self.count("leader change", None);
-                self.depose();
-            }
-            8 => self.restore(),
-            _ => {
-                self.count("broken stream", Some(machine));
-                let session = self.machines[machine].agent.as_ref().and_then(|a| a.session);
-                if let Some(session) = session {
-                    self.machines[machine].hangup(session, &mut self.context);
-                }
-            }
-        }
-    }
-
-    fn kill_agent(&mut self, machine: MachineAt, fault: &'static str, rng: &mut Rng) {
-        self.count(fault, Some(machine));
-        self.context.note(format_args!("m{machine}: the agent is killed"));
-        self.machines[machine].kill_agent(&mut self.context);
-        let long = rng.chance(30);
-        let in_ms = rng.between(50, if long { 90_000 } else { 2_000 });
-        self.context.later(in_ms, Event::StartAgent { machine });
-    }
-
-    fn reboot(&mut self, machine: MachineAt, rng: &mut Rng) {
-        if !self.machines[machine].powered {
-            return;
-        }
-        self.count("rebooted machine", Some(machine));
-        self.context.note(format_args!("m{machine}: the power fails"));
-        self.machines[machine].power_off(&mut self.context);
-        let in_ms = rng.between(3_000, 60_000);
-        self.context.later(in_ms, Event::PowerOn { machine });
-    }
-
-    /// SIGSTOP of everything, or a suspended virtual machine.
-    fn freeze(&mut self, machine: MachineAt, rng: &mut Rng) {
-        self.count("frozen machine", Some(machine));
-        let long = rng.chance(50);
-        let for_ms = if long { rng.between(5_000, 60_000) } else { rng.between(50, 5_000) };
-        self.context.note(format_args!("m{machine} is frozen for {for_ms} ms"));
-        let until_ms = self.context.now_ms + for_ms;
-        self.machines[machine].freeze(until_ms, &mut self.context);
-        self.context.timeline.span(Lane::Frozen(machine), "frozen", self.context.now_ms, until_ms);
-    }
-
-    fn cut(&mut self, machine: MachineAt, rng: &mut Rng) {
-        self.count("cut link", Some(machine));
-        let link = &mut self.machines[machine].link;
-        match rng.between(0, 2) {
-            0 => link.up = false,
-            1 => link.down = false,
-            _ => (link.up, link.down) = (false, false),
-        }
-        self.context.note(format_args!("m{machine}: the link is cut"));
-        let long = rng.chance(40);
-        let in_ms = rng.between(100, if long { 90_000 } else { 8_000 });
-        self.context.later(in_ms, Event::Mend { machine });
-    }
-
-    /// The replica goes on from its own snapshot.
-    fn restore(&mut self) {
-        self.count("restored snapshot", None);
-        let hash = self.control.core.cluster().state_hash();
-        let bytes = self.control.core.cluster().to_snapshot().expect("a small state");
-        if let Err(error) = self.control.core.restore(&bytes) {
-            let what = format!("a snapshot cannot be read: {error}");
-            return self.context.finding(Invariant::SnapshotReplays, what);
-        }
-        if self.control.core.cluster().state_hash() != hash {
-            let what = "a restored state has another hash";
-            self.context.finding(Invariant::SnapshotReplays, what);
-        }
-        self.control.snapshot = Some((self.control.entries.len(), bytes));
+        let (Event::Connect { machine, .. }
+        | Event::Turn { machine, .. }
+        | Event::News { machine, .. }
+        | Event::Down { machine, .. }
+        | Event::Hangup { machine, .. }) = event
+        else {
+            return None;
+        };
+        let machine = &self.machines[*machine];
+        let thaw_ms = machine.frozen_until_ms.max(machine.frozen_ms);
+        (thaw_ms > self.context.now_ms).then_some(thaw_ms)
     }
 
     /// No more faults: what was broken is mended, and clients undrain what was drained.
@@ -502,12 +373,10 @@ impl World {
         self.context.timeline.mark(Lane::Control, "faults end".into(), self.context.now_ms);
         for machine in 0..self.machines.len() {
             self.context.later(1, Event::Mend { machine });
-            if self.machines[machine].powered {
-                // A GPU that was sick is well again: the agent says so when it comes.
-                self.machines[machine].kill_agent(&mut self.context);
-                self.context.later(100, Event::StartAgent { machine });
-            }
+            self.machines[machine].frozen_until_ms = 0;
+            self.context.later(1, Event::Repaired { machine });
         }
+        self.mend_replicas();
         let nodes: Vec<NodeId> = self.machines.iter().map(|machine| machine.node).collect();
         for node in nodes {
             self.begin(Command::UndrainNode(node));
@@ -521,12 +390,6 @@ impl World {
         let lane = machine.map_or(Lane::Control, Lane::Agent);
         self.context.timeline.mark(lane, fault.into(), self.context.now_ms);
         *self.faults.entry((fault, phase)).or_default() += 1;
-    }
-
-    /// Jobs that have not ended.
-    pub(crate) fn unended(&self) -> impl Iterator<Item = (JobId, JobState)> {
-        let jobs = self.control.core.cluster().jobs().values();
-        jobs.filter(|job| !job.state.ended()).map(|job| (job.id, job.state))
     }
 }
 

@@ -14,6 +14,7 @@
 //! anew for a few lines that are scattered over it, and a job's lines are scattered over time. A
 //! killed process loses nothing by it: the log has what no checkpoint covers.
 
+mod db;
 mod period;
 mod periods;
 #[cfg(test)]
@@ -32,9 +33,11 @@ use std::{
 use rowen_planted::{Bug, planted};
 
 use self::{
+    db::Place,
     period::{Notes, Period},
     periods::{Merged, Periods},
 };
+use crate::disk::Disk;
 
 /// One record for keeping. A later record with the same key replaces it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -182,7 +185,20 @@ impl Archive {
     }
 
     pub(crate) fn open(dir: &Path, retention: Retention) -> Result<Archive, ArchiveError> {
-        let periods = Periods::open(dir, retention)?;
+        Archive::open_in(Place::Folders, dir, retention)
+    }
+
+    /// The same on a simulated disk.
+    pub(crate) fn open_simulated(
+        disk: Arc<dyn Disk>,
+        dir: &Path,
+        retention: Retention,
+    ) -> Result<Archive, ArchiveError> {
+        Archive::open_in(Place::Simulated(disk), dir, retention)
+    }
+
+    fn open_in(place: Place, dir: &Path, retention: Retention) -> Result<Archive, ArchiveError> {
+        let periods = Periods::open(place, dir, retention)?;
         let starts = periods.starts()?;
         let mut notes = periods.newest()?.notes()?;
         // A period that was begun and got no notes: the process died in between.

@@ -12,6 +12,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 /// A file that is read and written at offsets.
@@ -60,6 +61,10 @@ pub trait Disk: Send + Sync + 'static {
     /// and not a thread, so that a seeded run repeats.
     fn is_simulated(&self) -> bool {
         false
+    }
+    /// How long the next write and its sync take on a simulated disk.
+    fn simulated_delay(&self) -> Duration {
+        Duration::ZERO
     }
 }
 

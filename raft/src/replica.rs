@@ -32,9 +32,9 @@ use crate::{
     observer::{Observer, repair_archive},
     proposals::{self, Proposal},
     recovering::Recovering,
-    seed,
+    seed, sim,
     snapshots::Snapshots,
-    transport::{Dial, Peers, RaftService, TransportService, ask_read_index, dial_tcp},
+    transport::{Network, Peers, RaftService, TransportService, ask_read_index, dial_tcp},
     types::{EntryBytes, TypeConfig},
     wal::{Wal, WalOptions},
 };
@@ -156,13 +156,12 @@ impl Replica {
         Replica::open_on(config, machine, Arc::new(RealDisk::default()), dial_tcp()).await
     }
 
-    /// The same on a given disk and network. (The archive is always in the real file system: it
-    /// can be rebuilt.)
+    /// The same on a given disk and network.
     pub async fn open_on(
         config: ReplicaConfig,
         machine: impl StateMachine,
         disk: Arc<dyn Disk>,
-        dial: Dial,
+        network: impl Into<Network>,
     ) -> Result<Replica, OpenError> {
         config.check()?;
         let mut raft_config = config.raft()?;
@@ -178,12 +177,13 @@ impl Replica {
             &config.dir.join("snapshots"),
             config.retain_entries,
         )?);
+        let archive_disk = disk.clone();
         let (wal, recovering) =
             Recovering::open_log(disk, &config.dir, wal_options(&config), &snapshots)?;
         let recovering = Arc::new(recovering);
         raft_config.enable_elect = !recovering.is_active();
         let raft_config = Arc::new(raft_config);
-        let archive = match open_archive(&config).await {
+        let archive = match open_archive(&archive_disk, &config).await {
             Ok(archive) => Arc::new(archive),
             Err(error) => {
                 wal.close().await;
@@ -193,7 +193,7 @@ impl Replica {
         let log =
             LogStore { wal: wal.clone(), archive: archive.clone(), snapshots: snapshots.clone() };
         let applier = Applier::new(machine, archive.clone(), snapshots.clone(), may_block);
-        let peers = Peers::new(config.id.0, dial);
+        let peers = Peers::new(config.id.0, network.into());
         let core = Raft::new(config.id.0, raft_config, peers.clone(), log, applier);
         let raft = match Box::pin(core).await {
             Ok(raft) => raft,
@@ -238,11 +238,10 @@ impl Replica {
         let repair = repair_archive(leadership.clone(), Arc::clone(&archive), peers.clone());
         let (proposals, proposed) = mpsc::unbounded_channel(); // `pending` bounds it
         let proposing = proposals::run(raft.clone(), proposed, leadership.clone());
-        let mut tasks =
-            vec![tokio::spawn(observer.run()), tokio::spawn(repair), tokio::spawn(proposing)];
+        let mut tasks = vec![sim::spawn(observer.run()), sim::spawn(repair), sim::spawn(proposing)];
         if recovering.is_active() {
             let (recovering, raft, wal) = (Arc::clone(&recovering), raft.clone(), wal.clone());
-            tasks.push(tokio::spawn(async move { recovering.run(&raft, &wal).await }));
+            tasks.push(sim::spawn(async move { recovering.run(&raft, &wal).await }));
         }
         let inner = Inner {
             id: config.id,
@@ -417,13 +416,17 @@ impl Replica {
 
     /// The transport, for the router of this process's gRPC server.
     pub fn service(&self) -> RaftService {
-        TransportService::service(
-            self.inner.id.0,
-            self.inner.raft.clone(),
-            Arc::clone(&self.inner.archive),
-            Arc::clone(&self.inner.stopped),
-            Arc::clone(&self.inner.recovering),
-        )
+        self.transport().service()
+    }
+
+    pub(crate) fn transport(&self) -> TransportService {
+        TransportService {
+            own_id: self.inner.id.0,
+            raft: self.inner.raft.clone(),
+            archive: Arc::clone(&self.inner.archive),
+            stopped: Arc::clone(&self.inner.stopped),
+            recovering: Arc::clone(&self.inner.recovering),
+        }
     }
 
     /// Figures, as of now.
@@ -474,9 +477,16 @@ impl Replica {
 
 /// sled lets go of its lock a little after it is dropped. The folder's own lock is held, so whoever
 /// has sled's is an earlier replica of this process.
-async fn open_archive(config: &ReplicaConfig) -> Result<Archive, ArchiveError> {
+async fn open_archive(
+    disk: &Arc<dyn Disk>,
+    config: &ReplicaConfig,
+) -> Result<Archive, ArchiveError> {
+    let dir = config.dir.join("archive");
+    if disk.is_simulated() {
+        return Archive::open_simulated(Arc::clone(disk), &dir, config.retention());
+    }
     const PATIENCE: u32 = 200;
-    let open = || Archive::open(&config.dir.join("archive"), config.retention());
+    let open = || Archive::open(&dir, config.retention());
     for _ in 0..PATIENCE {
         match open() {
             Err(error) if error.is_locked() => tokio::time::sleep(ARCHIVE_LOCK_POLL).await,

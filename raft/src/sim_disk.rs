@@ -7,6 +7,7 @@ use std::{
     io,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard},
+    time::Duration,
 };
 
 use crate::disk::{Disk, DiskFile, DiskLock};
@@ -34,6 +35,11 @@ struct State {
     boot: u64,
     syncs: u64,
     failing_syncs: bool,
+    full: bool,
+    /// The next write of a file lands somewhere else in it.
+    misdirecting: bool,
+    /// What a write and its sync take, from and to.
+    delay: (Duration, Duration),
     /// How many more changing operations the process lives for.
     operations_left: Option<u64>,
     /// Handles of earlier lives no longer work.
@@ -73,6 +79,9 @@ impl SimDisk {
             boot: 1,
             syncs: 0,
             failing_syncs: false,
+            full: false,
+            misdirecting: false,
+            delay: (Duration::ZERO, Duration::ZERO),
             operations_left: None,
             life: 0,
         };
@@ -89,6 +98,45 @@ impl SimDisk {
     /// From now on every sync fails, or works again.
     pub fn fail_syncs(&self, failing: bool) {
         self.state().failing_syncs = failing;
+    }
+
+    /// From now on there is no room for anything new, or there is again.
+    pub fn fill(&self, full: bool) {
+        self.state().full = full;
+    }
+
+    /// The next write is told to have been done and lands somewhere else in its file.
+    pub fn misdirect_next_write(&self) {
+        self.state().misdirecting = true;
+    }
+
+    /// From now on a write with its sync takes so long.
+    pub fn slow(&self, least: Duration, most: Duration) {
+        self.state().delay = (least, most);
+    }
+
+    /// The paths of all files, in order.
+    pub fn paths(&self) -> Vec<PathBuf> {
+        self.state().names.keys().cloned().collect()
+    }
+
+    /// A disk that holds what a power cut would certainly leave of this one.
+    pub fn durable_copy(&self) -> SimDisk {
+        let copy = SimDisk::new(0);
+        {
+            let (from, mut to) = (self.state(), copy.state());
+            to.names.clone_from(&from.durable_names);
+            to.durable_names.clone_from(&from.durable_names);
+            to.dirs.clone_from(&from.dirs);
+            to.boot = from.boot;
+            let kept = from.files.iter().map(|file| Contents {
+                bytes: file.durable.clone(),
+                durable: file.durable.clone(),
+                dirty: BTreeSet::new(),
+            });
+            to.files = kept.collect();
+        }
+        copy
     }
 
     /// The process dies at its `operations`th write, sync, creation, renaming or removal from now;
@@ -205,6 +253,15 @@ impl State {
         if self.operate()? { Err(gone()) } else { Ok(()) }
     }
 
+    /// Where a write goes that was meant for `offset`.
+    fn misdirected(&mut self, file: usize, offset: u64) -> u64 {
+        let sectors = self.files[file].bytes.len() / SECTOR_BYTES;
+        if sectors < 2 || !std::mem::take(&mut self.misdirecting) {
+            return offset;
+        }
+        (self.next_random() as usize % sectors * SECTOR_BYTES) as u64
+    }
+
     fn settle_file(&mut self, file: usize) {
         let Contents { bytes, durable, dirty } = std::mem::take(&mut self.files[file]);
         let mut settled = durable;
@@ -250,6 +307,10 @@ impl DiskFile for SimFile {
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
         let mut state = self.state()?;
         let dies = state.operate()?;
+        let offset = state.misdirected(self.file, offset);
+        if state.full && offset as usize + bytes.len() > state.files[self.file].bytes.len() {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
         let written = match (dies, bytes.len()) {
             (true, 1..) => (state.next_random() as usize) % bytes.len(),
             _ => bytes.len(),
@@ -320,6 +381,9 @@ impl Disk for SimDisk {
     fn create(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
         let mut state = self.living()?;
         state.operate_whole()?;
+        if state.full {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
         state.files.push(Contents::default());
         let file = state.files.len() - 1;
         state.names.insert(path.into(), file);
@@ -373,5 +437,12 @@ impl Disk for SimDisk {
 
     fn is_simulated(&self) -> bool {
         true
+    }
+
+    fn simulated_delay(&self) -> Duration {
+        let mut state = self.state();
+        let (least, most) = state.delay;
+        let spread = u64::try_from((most - least).as_micros()).expect("delays are short");
+        least + Duration::from_micros(state.next_random() % (spread + 1))
     }
 }

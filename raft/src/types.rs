@@ -30,8 +30,7 @@ pub(crate) struct Reply(pub(crate) Vec<u8>);
 pub(crate) type Runtime = openraft_rt_tokio::TokioRuntime;
 /// Only the chaos build sets `tokio_unstable`; there every random choice comes from the seed.
 #[cfg(tokio_unstable)]
-pub(crate) type Runtime =
-    openraft_rt::deterministic_rng::DeterministicRng<openraft_rt_tokio::TokioRuntime>;
+pub(crate) type Runtime = openraft_rt::deterministic_rng::DeterministicRng<crate::sim::Processes>;
 
 openraft::declare_raft_types!(
     /// At most one leader a term (`leader_id_std`): agents fence on the term alone, so two leaders

@@ -6,12 +6,11 @@
 use std::{
     collections::{BTreeMap, VecDeque},
     sync::{Mutex, MutexGuard, PoisonError},
-    time::Duration,
 };
 
-use rowen_api::v1::{self, replica_service_client::ReplicaServiceClient};
+use rowen_api::v1;
 use rowen_raft::{Member, ReplicaId};
-use tonic::{Status, transport::Endpoint};
+use tonic::Status;
 
 use crate::{members, server::Server};
 
@@ -19,7 +18,6 @@ use crate::{members, server::Server};
 pub(crate) const INTERVAL_ENTRIES: u64 = 1_024;
 /// How many are kept; a replica further behind is compared when it has caught up.
 const KEPT: usize = 64;
-const PEER_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// The state hashes of this replica at past checkpoints.
 #[derive(Debug, Default)]
@@ -96,7 +94,7 @@ pub(crate) async fn compare(server: &Server) -> bool {
     let mut hashes = BTreeMap::from([(own, own_hash)]);
     let peers: Vec<_> = voters.iter().filter(|status| status.member.id != own).collect();
     let answers =
-        futures::future::join_all(peers.iter().map(|peer| ask(&peer.member, index))).await;
+        futures::future::join_all(peers.iter().map(|peer| ask(server, &peer.member, index))).await;
     for (peer, answer) in peers.iter().zip(answers) {
         if let Ok(Some(hash)) = answer {
             hashes.insert(peer.member.id, hash);
@@ -119,7 +117,7 @@ pub(crate) async fn compare(server: &Server) -> bool {
                 let why = v1::QuarantineRequest { index, expected: hash.clone(), found };
                 match voters.iter().find(|status| status.member.id == id) {
                     _ if id == own => step_down(server, &why).await,
-                    Some(peer) => quarantine(&peer.member, why).await,
+                    Some(peer) => quarantine(server, &peer.member, why).await,
                     None => {}
                 }
             }
@@ -143,7 +141,7 @@ async fn step_down(server: &Server, why: &v1::QuarantineRequest) {
     stop(server, why);
 }
 
-async fn quarantine(peer: &Member, why: v1::QuarantineRequest) {
+async fn quarantine(server: &Server, peer: &Member, why: v1::QuarantineRequest) {
     tracing::error!(
         peer = peer.addr,
         index = why.index,
@@ -151,28 +149,14 @@ async fn quarantine(peer: &Member, why: v1::QuarantineRequest) {
         found = why.found,
         "a replica differs from the majority; it is told to stop"
     );
-    let told = async { client(peer).await?.quarantine(why).await };
-    if let Err(status) = told.await {
+    if let Err(status) = server.peers.quarantine(peer, why).await {
         tracing::warn!(peer = peer.addr, %status, "it could not be told; it is told again");
     }
 }
 
-async fn ask(peer: &Member, index: u64) -> Result<Option<String>, Status> {
-    let answer = client(peer).await?.get_checkpoint(v1::GetCheckpointRequest { index }).await?;
-    let checkpoint = answer.into_inner();
+async fn ask(server: &Server, peer: &Member, index: u64) -> Result<Option<String>, Status> {
+    let checkpoint = server.peers.checkpoint(peer, index).await?;
     Ok((checkpoint.index == index).then_some(checkpoint.state_hash))
-}
-
-pub(crate) async fn client(
-    peer: &Member,
-) -> Result<ReplicaServiceClient<tonic::transport::Channel>, Status> {
-    let endpoint = Endpoint::from_shared(format!("http://{}", peer.addr))
-        .map_err(|error| Status::internal(error.to_string()))?
-        .connect_timeout(PEER_TIMEOUT)
-        .timeout(PEER_TIMEOUT);
-    let channel =
-        endpoint.connect().await.map_err(|error| Status::unavailable(error.to_string()))?;
-    Ok(ReplicaServiceClient::new(channel))
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -10,6 +10,7 @@ use std::{
 };
 
 use nix::time::{ClockId, clock_gettime};
+use rowen_raft::sim::Process;
 
 /// A new leader follows the wall clock forward by at most this much; a longer
 /// outage than a day shows as a state clock that lags, which harms nobody.
@@ -108,11 +109,17 @@ impl Pace {
 
 /// CLOCK_BOOTTIME: counts through suspends, is never set.
 pub(crate) fn boot_ms() -> u64 {
+    if let Some(process) = Process::current() {
+        return process.clock().boot_ms();
+    }
     let time = clock_gettime(ClockId::CLOCK_BOOTTIME).expect("Linux has CLOCK_BOOTTIME");
     time.tv_sec() as u64 * 1_000 + time.tv_nsec() as u64 / 1_000_000
 }
 
 fn wall_ms() -> u64 {
+    if let Some(process) = Process::current() {
+        return process.clock().wall_ms();
+    }
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_millis() as u64)
 }
 

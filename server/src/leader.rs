@@ -7,6 +7,7 @@ use std::{ops::ControlFlow, sync::Arc, time::Duration};
 
 use rowen_api::v1::server_message;
 use rowen_planted::{Bug, planted};
+use rowen_raft::sim;
 use rowen_state::{Cluster, Command, Effect, NodeId, Reply, Timing};
 use tokio::{
     sync::{mpsc, oneshot},
@@ -189,9 +190,9 @@ impl Term {
             return;
         }
         let server = self.server.clone();
-        self.planning = Some(tokio::spawn(async move {
+        self.planning = Some(sim::spawn(async move {
             let view = server.view();
-            let Ok(plan) = tokio::task::spawn_blocking(move || Core::plan(&view)).await else {
+            let Ok(plan) = sim::blocking(move || Core::plan(&view)).await else {
                 tracing::error!("the planner panicked; nothing is placed until the state changes");
                 return;
             };
@@ -214,7 +215,7 @@ impl Term {
     /// The loop does not wait for it: a quorum that is slow must not hold up anything else.
     fn confirm(&mut self, batch: Vec<Renewal>) {
         let server = self.server.clone();
-        self.renewing = Some(tokio::spawn(async move {
+        self.renewing = Some(sim::spawn(async move {
             let confirmed =
                 planted(Bug::RenewWithoutQuorum) || server.replica.read_index().await.is_ok();
             (batch, confirmed)
@@ -255,7 +256,7 @@ impl Term {
         if self.tending.is_none() && self.tended.elapsed() >= TEND_PERIOD {
             self.tended = Instant::now();
             let server = self.server.clone();
-            self.tending = Some(tokio::spawn(async move {
+            self.tending = Some(sim::spawn(async move {
                 members::step(&server).await;
                 versions::step(&server).await;
                 timing::begin(&server).await;
@@ -266,7 +267,7 @@ impl Term {
 
     fn propose(&self, command: Command) -> JoinHandle<()> {
         let server = self.server.clone();
-        tokio::spawn(async move {
+        sim::spawn(async move {
             if let Err(status) = server.propose(&Principal::own("leader"), None, command).await {
                 tracing::warn!(%status, "a transition was not committed");
             }

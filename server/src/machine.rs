@@ -95,6 +95,10 @@ impl Machine {
         (machine, Feed { views, work, checkpoints })
     }
 
+    pub(crate) fn cluster(&self) -> &Cluster {
+        self.core.cluster()
+    }
+
     fn publish(&mut self) {
         self.views.send_replace(Arc::new(self.core.cluster().clone()));
         let Pending { effects, replan } = std::mem::take(&mut self.unseen);

@@ -1,18 +1,20 @@
 //! Starts a replica and serves until it is told to stop or its disk fails.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use anyhow::Context;
 use rowen_raft::Replica;
-use tokio::{
-    net::TcpListener,
-    sync::{mpsc, watch},
-};
+use tokio::net::TcpListener;
 use tonic::transport::server::TcpIncoming;
 
 use crate::{
-    agents::Sessions, auth::Authorization, clock::Clock, config::Config, leader, members,
-    server::Server, services, setup, timing,
+    auth::Authorization,
+    config::Config,
+    members,
+    peers::Peers,
+    services, setup,
+    shell::{Shell, failure},
+    timing,
 };
 
 /// Serves `config` until `shutdown` resolves. An error means that the replica could
@@ -27,19 +29,10 @@ pub async fn serve(
     })?;
     let identity = setup::identify(&config)?;
     let (replica, feed) = setup::open(&config, identity).await?;
-    let (renewals, received) = mpsc::channel(leader::RENEWALS);
     let mut failed = replica.failed();
-    let (stop_sender, mut stopped) = watch::channel(None);
-    let server = Arc::new(Server {
-        checkpoints: feed.checkpoints.clone(),
-        stopped: stop_sender,
-        config,
-        replica: replica.clone(),
-        feed,
-        clock: Clock::default(),
-        sessions: Sessions::default(),
-    });
-    let leading = tokio::spawn(leader::run(server.clone(), received));
+    let Shell { server, agents, leading } =
+        Shell::start(config, replica.clone(), feed, Peers::Grpc);
+    let mut stopped = server.stopped.subscribe();
     let compared = server.clone();
     let comparing = tokio::spawn(async move { timing::compare(&compared).await });
 
@@ -48,7 +41,7 @@ pub async fn serve(
         .http2_keepalive_interval(Some(Duration::from_secs(10)))
         .http2_keepalive_timeout(Some(Duration::from_secs(10)))
         .add_service(replica.service());
-    let router = services::add(router, &server, renewals);
+    let router = services::add(router, &server, agents);
     let (close, closed) = tokio::sync::oneshot::channel::<()>();
     // The builder's tcp_nodelay holds only for sockets that it opens itself: without this each
     // streamed answer waits 40 ms for the client's delayed acknowledgement.
@@ -86,16 +79,5 @@ async fn hand_over(replica: &Replica) {
     if replica.transfer_leadership(to).await.is_ok() {
         let gone = leadership.wait_for(|state| !state.is_leader);
         let _ = tokio::time::timeout(Duration::from_secs(1), gone).await;
-    }
-}
-
-async fn failure(failed: &mut watch::Receiver<Option<String>>) -> String {
-    loop {
-        if let Some(why) = failed.borrow_and_update().clone() {
-            return why;
-        }
-        if failed.changed().await.is_err() {
-            return "consensus ended".into();
-        }
     }
 }

@@ -16,6 +16,7 @@ use crate::{
     config::{Config, Timing},
     core::Answer,
     machine::Feed,
+    peers::Peers,
     versions,
 };
 
@@ -29,6 +30,7 @@ pub(crate) struct Server {
     pub(crate) feed: Feed,
     pub(crate) clock: Clock,
     pub(crate) sessions: Sessions,
+    pub(crate) peers: Peers,
     pub(crate) checkpoints: Arc<Checkpoints>,
     /// Why this replica must stop serving.
     pub(crate) stopped: watch::Sender<Option<String>>,

@@ -6,7 +6,7 @@
 use rowen_api::v1;
 use rowen_state::{Cluster, Command, Timing};
 
-use crate::{auth::Principal, checkpoints, server::Server};
+use crate::{auth::Principal, server::Server};
 
 /// The timing in force in `view`.
 pub(crate) fn in_force(server: &Server, view: &Cluster) -> Timing {
@@ -24,9 +24,7 @@ pub(crate) async fn begin(server: &Server) {
     let group = server.replica.members();
     let others = group.iter().filter(|status| status.member.id != own);
     let answers = others.map(|status| async {
-        let request = v1::GetCheckpointRequest { index: 0 };
-        let answer = checkpoints::client(&status.member).await?.get_checkpoint(request).await?;
-        Ok::<_, tonic::Status>(answer.into_inner().timing)
+        Ok::<_, tonic::Status>(server.peers.checkpoint(&status.member, 0).await?.timing)
     });
     let mut granted = server.timing().initial();
     for answer in futures::future::join_all(answers).await {

@@ -4,7 +4,6 @@
 //! Each member of the group is asked, learners too: a replica of an older build never gets bytes
 //! that it cannot read. Until the rise every replica can still go back to the older build.
 
-use rowen_api::v1;
 use rowen_raft::{Member, MemberStatus};
 use rowen_state::{
     Command, ReplicaId,
@@ -12,7 +11,7 @@ use rowen_state::{
 };
 use tonic::Status;
 
-use crate::{auth::Principal, checkpoints, members, server::Server};
+use crate::{auth::Principal, members, server::Server};
 
 /// What a build reads that was made before it could say so.
 const UNSAID: u32 = 1;
@@ -80,14 +79,13 @@ pub(crate) async fn ask(server: &Server, group: &[MemberStatus]) -> Vec<(Replica
     let own = server.replica.id();
     let answers = group.iter().map(|status| async move {
         let Member { id, .. } = status.member;
-        let reads = if id == own { Some(READS_VERSION) } else { reads(&status.member).await.ok() };
+        let reads =
+            if id == own { Some(READS_VERSION) } else { reads(server, &status.member).await.ok() };
         (ReplicaId(id.0), reads)
     });
     futures::future::join_all(answers).await
 }
 
-async fn reads(peer: &Member) -> Result<u32, Status> {
-    let request = v1::GetCheckpointRequest { index: 0 };
-    let answer = checkpoints::client(peer).await?.get_checkpoint(request).await?;
-    Ok(answer.into_inner().reads_version.max(UNSAID))
+async fn reads(server: &Server, peer: &Member) -> Result<u32, Status> {
+    Ok(server.peers.checkpoint(peer, 0).await?.reads_version.max(UNSAID))
 }

@@ -1,14 +1,15 @@
-//! One period of the archive: a sled database in a folder of its own, so that dropping it gives its
-//! space back. Never knows of other periods, nor which entries belong here.
+//! One period of the archive: a database in a folder of its own, so that dropping it gives its space
+//! back. Never knows of other periods, nor which entries belong here.
 
 use std::{
-    fs::{self, File},
-    io,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
-use super::{ArchiveError, ArchiveRecord, Indexed};
+use super::{
+    ArchiveError, ArchiveRecord, Indexed,
+    db::{Db, Place},
+};
 
 const RECORD: u8 = b'r';
 const APPLIED: &[u8] = b"m/applied";
@@ -19,7 +20,7 @@ const PERIODS: &[u8] = b"m/periods";
 pub(super) struct Period {
     pub(super) start: u64,
     dir: PathBuf,
-    db: sled::Db,
+    db: Db,
 }
 
 /// What is noted beside the records.
@@ -37,18 +38,14 @@ impl Period {
     /// Opens the period in `dir`, or begins it. `flush_every_ms`: how much a killed process may
     /// lose; none where nothing is written on its own.
     pub(super) fn open(
+        place: &Place,
         start: u64,
         dir: &Path,
         cache_bytes: u64,
         flush_every_ms: Option<u64>,
     ) -> Result<Period, ArchiveError> {
-        let dir = dir.to_path_buf();
-        fs::create_dir_all(&dir).map_err(|source| ArchiveError::Io { dir: dir.clone(), source })?;
-        let config = sled::Config::new().path(&dir).cache_capacity(cache_bytes);
-        match config.flush_every_ms(flush_every_ms).open() {
-            Ok(db) => Ok(Period { start, dir, db }),
-            Err(source) => Err(ArchiveError::Sled { dir, source }),
-        }
+        let db = place.open(dir, cache_bytes, flush_every_ms)?;
+        Ok(Period { start, dir: dir.into(), db })
     }
 
     pub(super) fn notes(&self) -> Result<Notes, ArchiveError> {
@@ -71,21 +68,22 @@ impl Period {
         records: impl IntoIterator<Item = Indexed>,
         notes: &Notes,
     ) -> Result<(), ArchiveError> {
-        let mut batch = sled::Batch::default();
-        for Indexed { index, record } in records {
-            batch.insert(record_key(&record.key), stored(index, &record.value));
-        }
+        let mut batch: Vec<_> = records
+            .into_iter()
+            .map(|Indexed { index, record }| {
+                (record_key(&record.key), stored(index, &record.value))
+            })
+            .collect();
         for (key, number) in [(APPLIED, notes.next), (GAP, notes.gap)] {
             if let Some(number) = number {
-                batch.insert(key, &number.to_be_bytes());
+                batch.push((key.to_vec(), number.to_be_bytes().to_vec()));
             }
         }
         if !notes.periods.is_empty() {
-            let starts: Vec<u8> =
-                notes.periods.iter().flat_map(|start| start.to_be_bytes()).collect();
-            batch.insert(PERIODS, starts);
+            let starts = notes.periods.iter().flat_map(|start| start.to_be_bytes()).collect();
+            batch.push((PERIODS.to_vec(), starts));
         }
-        self.db.apply_batch(batch).map_err(|e| self.sled(e))
+        self.db.apply(batch).map_err(|e| self.sled(e))
     }
 
     /// Takes records from elsewhere; the greater index wins.
@@ -101,7 +99,7 @@ impl Period {
     }
 
     pub(super) fn end_gap(&self) -> Result<(), ArchiveError> {
-        self.db.remove(GAP).map_err(|e| self.sled(e)).map(drop)
+        self.db.remove(GAP).map_err(|e| self.sled(e))
     }
 
     /// The value under `key` and the index of the entry that wrote it.
@@ -128,39 +126,17 @@ impl Period {
 
     /// Hands everything to the operating system.
     pub(super) fn flush(&self) -> Result<(), ArchiveError> {
-        self.db.flush().map_err(|e| self.sled(e)).map(drop)
+        self.db.flush().map_err(|e| self.sled(e))
     }
 
-    /// Makes everything durable: sled's flush is no fsync.
+    /// Makes everything durable.
     pub(super) fn sync(&self) -> Result<(), ArchiveError> {
-        self.flush()?;
-        sync(&self.dir)
+        self.db.sync(&self.dir)
     }
 
     fn sled(&self, source: sled::Error) -> ArchiveError {
         ArchiveError::Sled { dir: self.dir.clone(), source }
     }
-}
-
-/// Syncs every file and folder from `dir` down.
-pub(super) fn sync(dir: &Path) -> Result<(), ArchiveError> {
-    sync_tree(dir).map_err(|source| ArchiveError::Io { dir: dir.into(), source })
-}
-
-fn sync_tree(dir: &Path) -> io::Result<()> {
-    for entry in fs::read_dir(dir)? {
-        let entry = entry?;
-        if entry.file_type()?.is_dir() {
-            sync_tree(&entry.path())?;
-        } else {
-            match File::open(entry.path()) {
-                Ok(file) => file.sync_data()?,
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {} // sled replaced it
-                Err(error) => return Err(error),
-            }
-        }
-    }
-    File::open(dir)?.sync_all()
 }
 
 fn record_key(key: &[u8]) -> Vec<u8> {

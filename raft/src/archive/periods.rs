@@ -3,7 +3,6 @@
 
 use std::{
     collections::BTreeMap,
-    fs,
     iter::Peekable,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, RwLock, Weak},
@@ -13,7 +12,8 @@ use std::{
 
 use super::{
     ArchiveError, Indexed, Retention,
-    period::{self, Notes, Period},
+    db::Place,
+    period::{Notes, Period},
 };
 
 /// Of the period that is written to, and of each older one that somebody read.
@@ -30,6 +30,7 @@ const DAMAGED: &str = "damaged";
 
 /// All periods of one archive.
 pub(super) struct Periods {
+    place: Place,
     dir: PathBuf,
     retention: Retention,
     /// None once closed.
@@ -48,32 +49,33 @@ struct Slot {
 
 impl Periods {
     /// Finds the periods in `dir` and opens the newest. One that cannot be read is put aside.
-    pub(super) fn open(dir: &Path, retention: Retention) -> Result<Periods, ArchiveError> {
-        let io = |source| ArchiveError::Io { dir: dir.into(), source };
-        fs::create_dir_all(dir).map_err(io)?;
+    pub(super) fn open(
+        place: Place,
+        dir: &Path,
+        retention: Retention,
+    ) -> Result<Periods, ArchiveError> {
         let mut starts = Vec::new();
-        for entry in fs::read_dir(dir).map_err(io)? {
-            let entry = entry.map_err(io)?;
-            let name = entry.file_name().to_string_lossy().into_owned();
+        for name in place.names(dir)? {
             if name.ends_with(DROPPED) {
-                fs::remove_dir_all(entry.path()).map_err(io)?;
+                place.remove(dir, &name)?;
             }
             starts.extend(name.parse::<u64>());
         }
         starts.sort_unstable();
         let newest = loop {
             let start = starts.pop().unwrap_or(0);
-            let opened = open_newest(dir, start);
+            let opened = open_newest(&place, dir, start);
             match opened.and_then(|period| period.notes().map(|_| period)) {
                 Err(error) if error.is_damage() => {
                     tracing::warn!(%error, start, "put aside; the log or a peer has its records");
-                    put_aside(dir, start, DAMAGED)?;
+                    put_aside(&place, dir, start, DAMAGED)?;
                 }
                 opened => break opened?,
             }
         };
         let older = starts.into_iter().map(|start| (start, Slot::default())).collect();
         Ok(Periods {
+            place,
             dir: dir.into(),
             retention,
             newest: RwLock::new(Some(Arc::new(newest))),
@@ -126,7 +128,7 @@ impl Periods {
         if let Some(open) = slot.open.clone().or_else(|| slot.written.upgrade()) {
             return Ok(open);
         }
-        let open = Arc::new(open_older(&self.dir, start)?);
+        let open = Arc::new(open_older(&self.place, &self.dir, start)?);
         slot.open = Some(Arc::clone(&open));
         Ok(open)
     }
@@ -143,17 +145,19 @@ impl Periods {
         last.sync()?;
         let gone = self.take_expendable(start, last.start);
         let kept = self.older().keys().copied().chain([last.start, start]).collect();
-        let begun = Arc::new(open_newest(&self.dir, start)?);
+        let begun = Arc::new(open_newest(&self.place, &self.dir, start)?);
         begun.write([], &notes(kept))?;
         begun.sync()?;
-        period::sync(&self.dir)?;
+        self.place.sync(&self.dir)?;
         tracing::info!(start, dropped = gone.len(), "a new period of the archive");
         let slot = Slot { open: None, written: Arc::downgrade(&last) };
         self.older().insert(last.start, slot);
         *self.newest.write().expect("no holder of this lock panics") = Some(Arc::clone(&begun));
         drop(last);
         for start in gone {
-            remove(&self.dir, start)?;
+            // Renamed first: what is half removed must not look like a period.
+            let aside = put_aside(&self.place, &self.dir, start, DROPPED)?;
+            self.place.remove(&self.dir, &aside)?;
         }
         Ok(begun)
     }
@@ -161,7 +165,7 @@ impl Periods {
     /// Puts an older period aside that cannot be read.
     pub(super) fn set_aside(&self, start: u64) -> Result<(), ArchiveError> {
         self.older().remove(&start);
-        put_aside(&self.dir, start, DAMAGED).map(drop)
+        put_aside(&self.place, &self.dir, start, DAMAGED).map(drop)
     }
 
     /// Makes an older period durable.
@@ -207,13 +211,13 @@ fn folder(dir: &Path, start: u64) -> PathBuf {
     dir.join(start.to_string())
 }
 
-fn open_newest(dir: &Path, start: u64) -> Result<Period, ArchiveError> {
-    Period::open(start, &folder(dir, start), CACHE_BYTES, Some(FLUSH_EVERY_MS))
+fn open_newest(place: &Place, dir: &Path, start: u64) -> Result<Period, ArchiveError> {
+    Period::open(place, start, &folder(dir, start), CACHE_BYTES, Some(FLUSH_EVERY_MS))
 }
 
 /// The handle that wrote it may just have been dropped.
-fn open_older(dir: &Path, start: u64) -> Result<Period, ArchiveError> {
-    let open = || Period::open(start, &folder(dir, start), OLD_CACHE_BYTES, None);
+fn open_older(place: &Place, dir: &Path, start: u64) -> Result<Period, ArchiveError> {
+    let open = || Period::open(place, start, &folder(dir, start), OLD_CACHE_BYTES, None);
     for _ in 0..LOCK_POLLS {
         match open() {
             Err(error) if error.is_locked() => thread::sleep(LOCK_POLL),
@@ -223,21 +227,12 @@ fn open_older(dir: &Path, start: u64) -> Result<Period, ArchiveError> {
     open()
 }
 
-/// Gives a folder another name; what had that name before is gone.
-fn put_aside(dir: &Path, start: u64, why: &str) -> Result<PathBuf, ArchiveError> {
-    let io = |source| ArchiveError::Io { dir: dir.into(), source };
-    let aside = dir.join(format!("{start}.{why}"));
-    if aside.exists() {
-        fs::remove_dir_all(&aside).map_err(io)?;
-    }
-    fs::rename(folder(dir, start), &aside).map_err(io)?;
+/// Gives a period another name, and says which; what had that name before is gone.
+fn put_aside(place: &Place, dir: &Path, start: u64, why: &str) -> Result<String, ArchiveError> {
+    let aside = format!("{start}.{why}");
+    place.remove(dir, &aside)?;
+    place.rename(dir, &start.to_string(), &aside)?;
     Ok(aside)
-}
-
-/// Renamed first: a folder that is half removed must not look like a period.
-fn remove(dir: &Path, start: u64) -> Result<(), ArchiveError> {
-    let aside = put_aside(dir, start, DROPPED)?;
-    fs::remove_dir_all(&aside).map_err(|source| ArchiveError::Io { dir: dir.into(), source })
 }
 
 type Records = Box<dyn Iterator<Item = Result<Indexed, ArchiveError>> + Send>;

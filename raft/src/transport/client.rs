@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use futures::Stream;
+use futures::{Stream, StreamExt};
 use openraft::{
     BasicNode, OptionalSend, RPCTypes, RaftNetworkFactory,
     base::{BoxFuture, BoxStream},
@@ -27,14 +27,36 @@ use tonic::{
 };
 
 use super::{
-    CHUNK_BYTES, MESSAGE_BYTES, convert, pipeline,
+    CHUNK_BYTES, MESSAGE_BYTES, convert, memory, pipeline,
     proto::{self, raft_transport_client::RaftTransportClient, snapshot_part::Part},
 };
 use crate::{
     Member,
     archive::{Archive, ArchiveRecord, Indexed},
+    sim::MemoryNetwork,
     types::{Snapshot, SnapshotBytes, TypeConfig, Vote},
 };
+
+/// How a replica reaches the others.
+#[derive(Clone)]
+pub enum Network {
+    /// gRPC.
+    Grpc(Dial),
+    /// Simulated, in memory.
+    Memory(Arc<MemoryNetwork>),
+}
+
+impl From<Dial> for Network {
+    fn from(dial: Dial) -> Network {
+        Network::Grpc(dial)
+    }
+}
+
+impl From<Arc<MemoryNetwork>> for Network {
+    fn from(network: Arc<MemoryNetwork>) -> Network {
+        Network::Memory(network)
+    }
+}
 
 /// Makes a connection, not yet established, to an address. Where TLS and simulated networks come
 /// in.
@@ -69,17 +91,26 @@ enum Purpose {
 #[derive(Clone)]
 pub(crate) struct Peers {
     own_id: u64,
-    dial: Dial,
+    network: Network,
     channels: Arc<Mutex<BTreeMap<(String, Purpose), Channel>>>,
 }
 
 impl Peers {
-    pub(crate) fn new(own_id: u64, dial: Dial) -> Peers {
-        Peers { own_id, dial, channels: Arc::default() }
+    pub(crate) fn new(own_id: u64, network: Network) -> Peers {
+        Peers { own_id, network, channels: Arc::default() }
     }
 
     fn peer(&self, target: u64, node: &BasicNode, purpose: Purpose) -> Peer {
-        Peer { own_id: self.own_id, target, purpose, client: self.client(&node.addr, purpose) }
+        let way = match &self.network {
+            Network::Grpc(_) => Way::Grpc(self.client(&node.addr, purpose)),
+            Network::Memory(network) => Way::Memory(memory::Link {
+                network: Arc::clone(network),
+                from: self.own_id,
+                to: target,
+                addr: node.addr.clone(),
+            }),
+        };
+        Peer { own_id: self.own_id, target, purpose, way }
     }
 
     fn client(&self, addr: &str, purpose: Purpose) -> Result<Client, String> {
@@ -88,7 +119,10 @@ impl Peers {
         let channel = match channels.get(&key) {
             Some(channel) => channel.clone(),
             None => {
-                let channel = (self.dial)(addr).map_err(|error| format!("{addr}: {error}"))?;
+                let Network::Grpc(dial) = &self.network else {
+                    return Err("no gRPC under simulation".into());
+                };
+                let channel = dial(addr).map_err(|error| format!("{addr}: {error}"))?;
                 channels.insert(key, channel.clone());
                 channel
             }
@@ -122,8 +156,13 @@ pub(crate) struct Peer {
     own_id: u64,
     target: u64,
     purpose: Purpose,
+    way: Way,
+}
+
+enum Way {
     /// The error is that of an address that cannot be one.
-    client: Result<Client, String>,
+    Grpc(Result<Client, String>),
+    Memory(memory::Link),
 }
 
 /// What a request may take, and for whom, for the error.
@@ -166,9 +205,10 @@ pub(super) fn rpc_error(status: &Status) -> RPCError<TypeConfig> {
 
 impl Peer {
     fn client(&self) -> Result<Client, RPCError<TypeConfig>> {
-        match &self.client {
-            Ok(client) => Ok(client.clone()),
-            Err(why) => Err(RPCError::Unreachable(Unreachable::from_string(why))),
+        match &self.way {
+            Way::Grpc(Ok(client)) => Ok(client.clone()),
+            Way::Grpc(Err(why)) => Err(RPCError::Unreachable(Unreachable::from_string(why))),
+            Way::Memory(_) => unreachable!("every request looks at the way first"),
         }
     }
 
@@ -190,6 +230,9 @@ impl RaftNetworkV2<TypeConfig> for Peer {
         let soft = option.soft_ttl();
         let timeout = if rpc.entries.is_empty() { soft } else { pipeline::patience(soft) };
         let deadline = self.deadline(RPCTypes::AppendEntries, timeout);
+        if let Way::Memory(link) = &self.way {
+            return deadline.run(link.append(rpc)).await;
+        }
         let mut client = self.client()?;
         let request = convert::append_to(self.target, rpc);
         let work = async { convert::appended_from(client.append(request).await?.into_inner()) };
@@ -204,7 +247,7 @@ impl RaftNetworkV2<TypeConfig> for Peer {
     where
         S: Stream<Item = AppendEntriesRequest<TypeConfig>> + OptionalSend + Unpin + 'static,
     {
-        if self.purpose == Purpose::Heartbeat {
+        if self.purpose == Purpose::Heartbeat || matches!(self.way, Way::Memory(_)) {
             return stream_append_sequential(self, input, option);
         }
         let timeout = pipeline::patience(option.soft_ttl());
@@ -219,6 +262,9 @@ impl RaftNetworkV2<TypeConfig> for Peer {
         option: RPCOption,
     ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
         let deadline = self.deadline(RPCTypes::Vote, option.soft_ttl());
+        if let Way::Memory(link) = &self.way {
+            return deadline.run(link.vote(rpc)).await;
+        }
         let mut client = self.client()?;
         let request = convert::vote_request_to(self.target, &rpc);
         let work = async { convert::voted_from(client.vote(request).await?.into_inner()) };
@@ -231,6 +277,9 @@ impl RaftNetworkV2<TypeConfig> for Peer {
         option: RPCOption,
     ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
         let deadline = self.deadline(RPCTypes::Vote, option.soft_ttl());
+        if let Way::Memory(link) = &self.way {
+            return deadline.run(link.pre_vote(rpc)).await;
+        }
         let mut client = self.client()?;
         let request = convert::vote_request_to(self.target, &rpc);
         let work = async { convert::voted_from(client.pre_vote(request).await?.into_inner()) };
@@ -245,6 +294,13 @@ impl RaftNetworkV2<TypeConfig> for Peer {
         option: RPCOption,
     ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
         let deadline = self.deadline(RPCTypes::InstallSnapshot, option.soft_ttl());
+        if let Way::Memory(link) = &self.way {
+            let work = deadline.run(link.snapshot(vote, snapshot));
+            return tokio::select! {
+                closed = cancel => Err(StreamingError::Closed(closed)),
+                answer = work => Ok(answer?),
+            };
+        }
         let mut client = self.client()?;
         let parts = snapshot_parts(self.target, &vote, &snapshot);
         let work = async {
@@ -264,6 +320,9 @@ impl RaftNetworkV2<TypeConfig> for Peer {
         option: RPCOption,
     ) -> Result<TransferLeaderResponse<TypeConfig>, RPCError<TypeConfig>> {
         let deadline = self.deadline(RPCTypes::TransferLeader, option.soft_ttl());
+        if let Way::Memory(link) = &self.way {
+            return deadline.run(link.transfer_leader(rpc)).await;
+        }
         let mut client = self.client()?;
         let request = convert::transfer_to(self.target, &rpc);
         let work = async {
@@ -298,6 +357,22 @@ pub(crate) async fn ask_read_index(peers: &Peers, leader: &Member) -> Result<u64
     Ok(answer.into_inner().index)
 }
 
+async fn archive_parts(
+    peers: &Peers,
+    target: u64,
+    addr: &str,
+) -> Result<BoxStream<'static, Result<proto::ArchivePart, Status>>, Status> {
+    if let Network::Memory(network) = &peers.network {
+        let from = peers.own_id;
+        let link =
+            memory::Link { network: Arc::clone(network), from, to: target, addr: addr.into() };
+        return Ok(Box::pin(futures::stream::iter(link.archive().await?)));
+    }
+    let mut client = peers.client(addr, Purpose::Snapshot).map_err(Status::unavailable)?;
+    let request = proto::ArchiveRequest { to: target };
+    Ok(Box::pin(client.archive(request).await?.into_inner()))
+}
+
 /// Copies a peer's archive into ours and ends our gap if that covers it. Says whether it did.
 pub(crate) async fn fetch_archive(
     peers: &Peers,
@@ -305,11 +380,10 @@ pub(crate) async fn fetch_archive(
     addr: &str,
     archive: &Archive,
 ) -> io::Result<bool> {
-    let mut client = peers.client(addr, Purpose::Snapshot).map_err(io::Error::other)?;
-    let request = proto::ArchiveRequest { to: target };
-    let mut parts = client.archive(request).await.map_err(io::Error::other)?.into_inner();
+    let mut parts = archive_parts(peers, target, addr).await.map_err(io::Error::other)?;
     let mut applied = None;
-    while let Some(part) = parts.message().await.map_err(io::Error::other)? {
+    while let Some(part) = parts.next().await {
+        let part = part.map_err(io::Error::other)?;
         if part.incomplete {
             return Ok(false);
         }

@@ -6,10 +6,11 @@
 
 mod client;
 mod convert;
+mod memory;
 mod pipeline;
 mod server;
 
-pub use client::{Dial, dial_tcp};
+pub use client::{Dial, Network, dial_tcp};
 pub(crate) use client::{Peers, ask_read_index, fetch_archive};
 pub use server::{RaftService, TransportService};
 

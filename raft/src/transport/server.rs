@@ -34,27 +34,21 @@ pub type RaftService = RaftTransportServer<TransportService>;
 
 /// Answers peers.
 pub struct TransportService {
-    own_id: u64,
-    raft: Raft<TypeConfig, Applier>,
-    archive: Arc<Archive>,
-    stopped: Arc<OnceLock<String>>,
-    recovering: Arc<Recovering>,
+    pub(crate) own_id: u64,
+    pub(crate) raft: Raft<TypeConfig, Applier>,
+    pub(crate) archive: Arc<Archive>,
+    pub(crate) stopped: Arc<OnceLock<String>>,
+    pub(crate) recovering: Arc<Recovering>,
 }
 
 impl TransportService {
-    pub(crate) fn service(
-        own_id: u64,
-        raft: Raft<TypeConfig, Applier>,
-        archive: Arc<Archive>,
-        stopped: Arc<OnceLock<String>>,
-        recovering: Arc<Recovering>,
-    ) -> RaftService {
-        RaftTransportServer::new(TransportService { own_id, raft, archive, stopped, recovering })
+    pub(crate) fn service(self) -> RaftService {
+        RaftTransportServer::new(self)
             .max_decoding_message_size(MESSAGE_BYTES)
             .max_encoding_message_size(MESSAGE_BYTES)
     }
 
-    fn check(&self, to: u64) -> Result<(), Status> {
+    pub(super) fn check(&self, to: u64) -> Result<(), Status> {
         if let Some(why) = self.stopped.get() {
             return Err(Status::unavailable(format!("replica {} stopped: {why}", self.own_id)));
         }
@@ -62,7 +56,7 @@ impl TransportService {
     }
 
     /// Whatever could make somebody leader.
-    fn check_election(&self, to: u64) -> Result<(), Status> {
+    pub(super) fn check_election(&self, to: u64) -> Result<(), Status> {
         self.check(to)?;
         if self.recovering.is_active() {
             let why = format!("replica {} lost the end of its log: no votes yet", self.own_id);
@@ -80,7 +74,7 @@ fn check_target(own_id: u64, to: u64) -> Result<(), Status> {
     Ok(())
 }
 
-fn stopped(error: impl std::fmt::Display) -> Status {
+pub(super) fn stopped(error: impl std::fmt::Display) -> Status {
     Status::unavailable(format!("this replica stopped: {error}"))
 }
 
@@ -254,7 +248,7 @@ async fn receive_body(
 }
 
 /// The archive in key order, read as the peer takes it.
-fn archive_parts(
+pub(super) fn archive_parts(
     archive: &Archive,
 ) -> Result<impl Iterator<Item = Result<proto::ArchivePart, Status>> + Send + use<>, ArchiveError> {
     let incomplete = archive.has_gap()?;

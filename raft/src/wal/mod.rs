@@ -165,7 +165,7 @@ impl Wal {
         let (jobs, queue) = mpsc::unbounded_channel();
         let writer = Writer::new(Arc::clone(&shared), recovered, history);
         if simulated {
-            tokio::spawn(writer.run_task(queue));
+            crate::sim::spawn(writer.run_task(queue));
         } else {
             thread::Builder::new()
                 .name("rowen-wal".into())

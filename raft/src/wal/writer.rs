@@ -95,6 +95,11 @@ impl Writer {
     /// The same as a task, for a simulated disk.
     pub(crate) async fn run_task(mut self, mut jobs: mpsc::UnboundedReceiver<Job>) {
         while let Some(job) = jobs.recv().await {
+            // The disk takes its time, and what came meanwhile shares the sync.
+            let delay = self.shared.disk.simulated_delay();
+            if !delay.is_zero() {
+                tokio::time::sleep(delay).await;
+            }
             if self.serve(job, &mut jobs) {
                 return;
             }

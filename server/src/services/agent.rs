@@ -2,8 +2,9 @@
 
 use std::{pin::Pin, sync::Arc, time::Duration};
 
-use futures::Stream;
+use futures::{Stream, StreamExt};
 use rowen_api::v1::{self, AgentMessage, ServerMessage, agent_message, server_message};
+use rowen_raft::sim;
 use rowen_state::{Cluster, Command, NodeId, Timing};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
@@ -28,7 +29,9 @@ const HELLO_LIMIT: Duration = Duration::from_secs(10);
 /// Heartbeats and reports of one agent that may be under way.
 const BUSY: usize = 32;
 
-pub(super) struct AgentApi {
+/// The service; clones are the same one.
+#[derive(Clone)]
+pub(crate) struct AgentApi {
     server: Arc<Server>,
     renewals: mpsc::Sender<Renewal>,
     reports: mpsc::Sender<Report>,
@@ -36,30 +39,22 @@ pub(super) struct AgentApi {
 
 impl AgentApi {
     /// Reports of all agents go into the log for as long as this lives.
-    pub(super) fn new(server: Arc<Server>, renewals: mpsc::Sender<Renewal>) -> Self {
+    pub(crate) fn new(server: Arc<Server>, renewals: mpsc::Sender<Renewal>) -> Self {
         let (reports, sent) = mpsc::channel(reports::WAITING);
-        tokio::spawn(reports::run(server.clone(), sent));
+        sim::spawn(reports::run(server.clone(), sent));
         AgentApi { server, renewals, reports }
     }
-}
 
-type Outgoing = mpsc::Sender<Result<ServerMessage, Status>>;
-
-#[tonic::async_trait]
-impl v1::agent_service_server::AgentService for AgentApi {
-    type AttachStream = Pin<Box<dyn Stream<Item = Result<ServerMessage, Status>> + Send>>;
-
-    async fn attach(
+    /// Serves an agent's stream; what it is sent arrives at the receiver.
+    pub(crate) fn serve(
         &self,
-        request: Request<Streaming<AgentMessage>>,
-    ) -> Result<Response<Self::AttachStream>, Status> {
-        let mut incoming = request.into_inner();
+        mut incoming: impl Incoming,
+    ) -> mpsc::Receiver<Result<ServerMessage, Status>> {
         let (sender, receiver) = mpsc::channel(QUEUE);
-        let (server, renewals) = (self.server.clone(), self.renewals.clone());
-        let reports = self.reports.clone();
-        tokio::spawn(async move {
-            let first = tokio::time::timeout(HELLO_LIMIT, incoming.message()).await;
-            let Ok(Ok(Some(AgentMessage { kind: Some(agent_message::Kind::Hello(hello)) }))) =
+        let AgentApi { server, renewals, reports } = self.clone();
+        sim::spawn(async move {
+            let first = tokio::time::timeout(HELLO_LIMIT, incoming.next()).await;
+            let Ok(Some(Ok(AgentMessage { kind: Some(agent_message::Kind::Hello(hello)) }))) =
                 first
             else {
                 return;
@@ -74,9 +69,32 @@ impl v1::agent_service_server::AgentService for AgentApi {
                 }
             }
         });
+        receiver
+    }
+}
+
+type Outgoing = mpsc::Sender<Result<ServerMessage, Status>>;
+
+#[tonic::async_trait]
+impl v1::agent_service_server::AgentService for AgentApi {
+    type AttachStream = Pin<Box<dyn Stream<Item = Result<ServerMessage, Status>> + Send>>;
+
+    async fn attach(
+        &self,
+        request: Request<Streaming<AgentMessage>>,
+    ) -> Result<Response<Self::AttachStream>, Status> {
+        let receiver = self.serve(request.into_inner());
         Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
     }
 }
+
+/// What an agent says.
+pub(crate) trait Incoming:
+    Stream<Item = Result<AgentMessage, Status>> + Send + Unpin + 'static
+{
+}
+
+impl<S: Stream<Item = Result<AgentMessage, Status>> + Send + Unpin + 'static> Incoming for S {}
 
 /// One agent's stream, after its hello was accepted.
 struct Session {
@@ -161,7 +179,7 @@ impl Session {
         })
     }
 
-    async fn run(mut self, mut incoming: Streaming<AgentMessage>) {
+    async fn run(mut self, mut incoming: impl Incoming) {
         let (mut cut, outgoing) =
             (std::mem::replace(&mut self.cut, oneshot::channel().1), self.outgoing.clone());
         tokio::select! {
@@ -178,8 +196,8 @@ impl Session {
     }
 
     /// Until the stream ends, by itself or because what it says cannot be handled.
-    async fn serve(&self, incoming: &mut Streaming<AgentMessage>) {
-        while let Ok(Some(AgentMessage { kind: Some(kind) })) = incoming.message().await {
+    async fn serve(&self, incoming: &mut impl Incoming) {
+        while let Some(Ok(AgentMessage { kind: Some(kind) })) = incoming.next().await {
             // An agent that says more than can be done waits: the stream is its brake.
             let Ok(permit) = self.busy.clone().acquire_owned().await else { return };
             match kind {
@@ -198,7 +216,7 @@ impl Session {
         let (renewals, outgoing, server) =
             (self.renewals.clone(), self.outgoing.clone(), self.server.clone());
         let (node, fence, came, timing) = (self.node, self.fence, self.came, self.timing);
-        tokio::spawn(async move {
+        sim::spawn(async move {
             let _permit = permit;
             match renew(&renewals, Some(node), timing).await {
                 Verdict::Confirmed => {}

@@ -35,7 +35,7 @@ impl v1::cluster_service_server::ClusterService for ClusterApi {
         };
         let (server, walked) = (self.0.clone(), view.clone());
         // verify() walks the whole state.
-        let status = tokio::task::spawn_blocking(move || status(&server, &walked));
+        let status = rowen_raft::sim::blocking(move || status(&server, &walked));
         let mut status =
             status.await.map_err(|error| Status::internal(format!("verify: {error}")))?;
         if request.into_inner().ask_replicas {
@@ -58,7 +58,7 @@ impl v1::cluster_service_server::ClusterService for ClusterApi {
         let mut views = self.0.feed.views.clone();
         views.mark_changed();
         let (sender, receiver) = mpsc::channel(1);
-        tokio::spawn(async move {
+        rowen_raft::sim::spawn(async move {
             while views.changed().await.is_ok() {
                 let view = views.borrow_and_update().clone();
                 if sender.send(Ok(convert::occupancy(&view))).await.is_err() {

@@ -76,7 +76,7 @@ impl v1::job_service_server::JobService for JobApi {
         let view = self.0.read_for(&request).await?;
         let spec = checked(request.into_inner().spec)?;
         let planned = view.clone();
-        let planned = tokio::task::spawn_blocking(move || plan(&planned, &spec)).await;
+        let planned = rowen_raft::sim::blocking(move || plan(&planned, &spec)).await;
         Ok(view.answer(
             planned.map_err(|error| Status::internal(format!("the planner failed: {error}")))?,
         ))
@@ -117,7 +117,7 @@ impl v1::job_service_server::JobService for JobApi {
         let text = request.into_inner().id;
         let job = self.find(&view, &text)?;
         let explained = view.clone();
-        let explained = tokio::task::spawn_blocking(move || why(&explained, &job)).await;
+        let explained = rowen_raft::sim::blocking(move || why(&explained, &job)).await;
         Ok(view.answer(
             explained.map_err(|error| Status::internal(format!("the planner failed: {error}")))?,
         ))
@@ -157,7 +157,7 @@ impl v1::job_service_server::JobService for JobApi {
         let id = self.find(&view, &request.into_inner().id)?.id;
         let server = self.0.clone();
         let (sender, receiver) = mpsc::channel(16);
-        tokio::spawn(async move { watch(&server, id, &sender).await });
+        rowen_raft::sim::spawn(async move { watch(&server, id, &sender).await });
         let answers: Self::WatchJobStream = Box::pin(ReceiverStream::new(receiver));
         Ok(view.answer(answers))
     }

@@ -1,0 +1,329 @@
+//! The clients of a world: what they ask, of which replica, how often again, and what they were
+//! told. Each asks one thing under one request id until it is answered.
+
+use rowen_state::{
+    Code, Command, Duty, FillerId, JobId, JobState, NodeId, ReplicaId, Reply, RequestId,
+};
+use tonic::Status;
+
+use crate::{
+    draws::Drawn,
+    history::{Answer, Op},
+    inbox::Arrived,
+    invariant::Invariant,
+    message::{Event, ReplicaAt},
+    net::Host,
+    rng::Rng,
+    setup,
+    world::World,
+};
+
+/// A client asks again after this.
+const RETRY_MS: u64 = 3_000;
+
+/// Something a client wants, until it hears that it is so.
+#[derive(Debug)]
+pub(crate) struct Operation {
+    /// In the history; none for what only operators ask.
+    pub(crate) call: Option<usize>,
+    pub(crate) want: Want,
+    pub(crate) answer: Option<Result<Reply, Code>>,
+    /// Who leads, as this client was told.
+    leader: Option<ReplicaAt>,
+}
+
+/// See [`Operation`].
+#[derive(Clone, Debug)]
+pub(crate) enum Want {
+    Write(Box<Command>),
+    /// Asked once; a read that was lost stays open.
+    Read(Op),
+}
+
+/// What came back.
+#[derive(Clone, Debug)]
+pub(crate) enum Told {
+    Done {
+        reply: Reply,
+        index: u64,
+    },
+    Seen {
+        answer: Answer,
+        index: u64,
+    },
+    /// Refused, or not known: what it was says the log.
+    Failed {
+        code: tonic::Code,
+        leader: Option<String>,
+    },
+}
+
+impl Operation {
+    /// The command that was asked for, if it is one.
+    pub(crate) fn command(&self) -> Option<&Command> {
+        match &self.want {
+            Want::Write(command) => Some(command),
+            Want::Read(_) => None,
+        }
+    }
+
+    /// Nobody waits for it any more.
+    pub(crate) fn is_over(&self) -> bool {
+        self.answer.is_some() || matches!(self.want, Want::Read(_))
+    }
+}
+
+fn request_id(operation: usize) -> RequestId {
+    RequestId { client: format!("client-{operation}"), seq: 1 }
+}
+
+impl World {
+    /// A client wants something.
+    pub(crate) fn operate(&mut self) {
+        if self.healed {
+            return;
+        }
+        let (_, mut rng, on) = self.draws.next(Drawn::Operation);
+        let in_ms = rng.between(100, 9_000);
+        self.context.later(in_ms, Event::Operate);
+        if !on {
+            return;
+        }
+        if rng.chance(40)
+            && let Some(op) = self.draw_read(&mut rng)
+        {
+            self.want(Want::Read(op));
+        }
+        if let Some(command) = self.draw_command(&mut rng) {
+            self.begin(command);
+        }
+    }
+
+    pub(crate) fn begin(&mut self, command: Command) {
+        self.want(Want::Write(Box::new(command)));
+    }
+
+    fn want(&mut self, want: Want) {
+        let op = match &want {
+            Want::Write(command) => Op::of(command),
+            Want::Read(op) => Some(op.clone()),
+        };
+        let client = self.operations.len() as u64;
+        let call = op.map(|op| self.history.called(client, op, self.context.now_ms));
+        self.operations.push(Operation { call, want, answer: None, leader: None });
+        self.ask(self.operations.len() - 1);
+    }
+
+    /// Asks, and goes on asking until there is an answer: with one request id.
+    pub(crate) fn ask(&mut self, operation: usize) {
+        let known = &self.operations[operation];
+        if known.answer.is_some() {
+            return;
+        }
+        let active = self.group.active();
+        let drawn = self.context.rng.pick(&active).expect("a group is never empty");
+        let replica = known.leader.unwrap_or(drawn);
+        self.send_ask(operation, replica);
+        if matches!(self.operations[operation].want, Want::Write(_)) {
+            self.context.later(RETRY_MS, Event::Retry { operation });
+        }
+    }
+
+    fn send_ask(&mut self, operation: usize, replica: ReplicaAt) {
+        let there = Host::Replica(self.group.seats[replica].id);
+        for us in self.group.net().fate_us(Host::Client, there) {
+            self.context.later(us.div_ceil(1_000), Event::Ask { operation, replica });
+        }
+    }
+
+    /// A request arrives at a replica.
+    pub(crate) fn asked(&mut self, operation: usize, replica: ReplicaAt) {
+        let seat = &self.group.seats[replica];
+        let (Some(shell), Some(process)) = (&seat.shell, &seat.process) else {
+            self.operations[operation].leader = None;
+            return;
+        };
+        let (shell, inbox) = (shell.clone(), self.inbox.clone());
+        let want = self.operations[operation].want.clone();
+        process.spawn(async move {
+            let told = match want {
+                Want::Write(command) => {
+                    match shell.propose(request_id(operation), *command).await {
+                        Ok((index, reply)) => Told::Done { reply, index },
+                        Err(status) => failed(&status),
+                    }
+                }
+                Want::Read(op) => match shell.read().await {
+                    Ok(view) => {
+                        let answer = op.look(&view).expect("it reads");
+                        Told::Seen { answer, index: view.applied() }
+                    }
+                    Err(status) => failed(&status),
+                },
+            };
+            drop(shell);
+            inbox.push(Arrived::Answered { operation, replica, told });
+        });
+    }
+
+    /// A replica answers.
+    pub(crate) fn answers(&mut self, operation: usize, replica: ReplicaAt, told: Told) {
+        let here = Host::Replica(self.group.seats[replica].id);
+        for us in self.group.net().fate_us(here, Host::Client) {
+            let told = told.clone();
+            self.context.later(us.div_ceil(1_000), Event::Told { operation, replica, told });
+        }
+    }
+
+    /// The answer arrives.
+    pub(crate) fn told(&mut self, operation: usize, replica: ReplicaAt, told: Told) {
+        let now_ms = self.context.now_ms;
+        match told {
+            Told::Seen { answer, index } => {
+                if let Some(call) = self.operations[operation].call {
+                    self.history.returned(call, now_ms, answer, index);
+                }
+            }
+            Told::Done { reply, index } => {
+                self.operations[operation].leader = Some(replica);
+                self.check_on_quorum(index);
+                self.answered(operation, Ok(reply), index);
+            }
+            Told::Failed { code, leader } => {
+                let refused = refusal_of(code);
+                match (refused, self.control.index_of(&request_id(operation))) {
+                    (Some(code), Some(index)) => self.answered(operation, Err(code), index),
+                    _ => {
+                        let leader = leader.and_then(|addr| self.group.at_addr(&addr));
+                        self.operations[operation].leader = leader;
+                        if let Some(leader) = leader.filter(|leader| *leader != replica) {
+                            self.send_ask(operation, leader);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    fn answered(&mut self, operation: usize, answer: Result<Reply, Code>, index: u64) {
+        let known = &mut self.operations[operation];
+        self.context.checked.add(Invariant::Once, 1);
+        if known.answer.as_ref().is_some_and(|known| *known != answer) {
+            let what = format!("asked twice, answered {:?} and {answer:?}", known.answer);
+            return self.context.finding(Invariant::Once, what);
+        }
+        if known.answer.replace(answer.clone()).is_some() {
+            return;
+        }
+        if let Some(call) = known.call {
+            let answer = match &answer {
+                Ok(reply) => Answer::from(&Ok(reply.clone())),
+                Err(code) => Answer::Refused(*code),
+            };
+            self.history.returned(call, self.context.now_ms, answer, index);
+        }
+        match (known.command().expect("a read is not answered here").clone(), answer) {
+            // A drain whose request was lost may reach the log after the faults ended.
+            (Command::CordonNode { node, .. } | Command::DrainNode { node, .. }, _)
+                if self.healed =>
+            {
+                self.begin(Command::UndrainNode(node));
+            }
+            (Command::AdmitReplica { addr, .. }, answer) => self.admitted(&addr, answer),
+            _ => {}
+        }
+    }
+
+    fn draw_read(&mut self, rng: &mut Rng) -> Option<Op> {
+        let cluster = self.control.core.cluster();
+        let jobs: Vec<JobId> = cluster.jobs().iter().map(|(id, _)| id).collect();
+        let fillers = cluster.fillers().values().map(|filler| filler.spec.name.clone());
+        let fillers: Vec<String> = fillers.collect();
+        let machine = &self.machines[rng.between(0, self.machines.len() as u64 - 1) as usize];
+        Some(match rng.between(0, 9) {
+            0..=3 => Op::ReadJob { job: rng.pick(&jobs)? },
+            4 | 5 => Op::ReadFiller { name: rng.pick(&fillers)? },
+            6 | 7 => Op::ReadNode { node: machine.node },
+            _ => {
+                let gpu = rng.between(0, u64::from(machine.gpus) - 1) as u32;
+                Op::ReadGpu { node: machine.node, gpu }
+            }
+        })
+    }
+
+    fn draw_command(&mut self, rng: &mut Rng) -> Option<Command> {
+        let cluster = self.control.core.cluster();
+        let jobs = cluster.jobs().values();
+        let live: Vec<JobId> = jobs.filter(|job| !job.state.ended()).map(|job| job.id).collect();
+        let fillers: Vec<FillerId> = cluster.fillers().iter().map(|(id, _)| id).collect();
+        let nodes: Vec<NodeId> = cluster.nodes().iter().map(|(id, _)| id).collect();
+        let out = cluster.nodes().values().filter(|node| node.duty != Duty::InService);
+        let out: Vec<NodeId> = out.map(|node| node.id).collect();
+        let reason = String::from("chaos");
+        Some(match rng.between(0, 99) {
+            0..=49 => {
+                self.jobs += 1;
+                Command::SubmitJob(setup::job(self.jobs, rng))
+            }
+            50..=57 => Command::CancelJob(rng.pick(&live)?),
+            58..=60 => Command::RequeueJob(rng.pick(&live)?),
+            61..=75 => Command::DeployFiller(setup::filler(rng)),
+            76..=78 => Command::DrainFiller(rng.pick(&fillers)?),
+            79..=80 => Command::RemoveFiller(rng.pick(&fillers)?),
+            81..=84 => Command::CordonNode { node: rng.pick(&nodes)?, reason },
+            85..=88 => Command::DrainNode { node: rng.pick(&nodes)?, reason },
+            89..=91 => {
+                self.change_members(rng);
+                return None;
+            }
+            _ => Command::UndrainNode(rng.pick(&out)?),
+        })
+    }
+
+    /// An operator adds a replica, or takes one out.
+    fn change_members(&mut self, rng: &mut Rng) {
+        let active = self.group.active();
+        match rng.chance(50) {
+            true if active.len() < 6 => self.replace(None),
+            _ if active.len() > 3 => {
+                if let Some(at) = rng.pick(&active) {
+                    self.retire(at);
+                }
+            }
+            _ => self.replace(rng.pick(&active)),
+        }
+    }
+
+    /// Jobs that have not ended.
+    pub(crate) fn unended(&self) -> impl Iterator<Item = (JobId, JobState)> {
+        let jobs = self.control.core.cluster().jobs().values();
+        jobs.filter(|job| !job.state.ended()).map(|job| (job.id, job.state))
+    }
+
+    /// The operator takes a replica out of the group.
+    pub(crate) fn retire(&mut self, at: ReplicaAt) {
+        let seat = &mut self.group.seats[at];
+        seat.retired = true;
+        let id = ReplicaId(seat.id);
+        self.count("replica taken out", None);
+        self.context.note(format_args!("r{at}: taken out"));
+        self.begin(Command::RemoveReplica(id));
+    }
+}
+
+fn failed(status: &Status) -> Told {
+    let leader = status.metadata().get("rowen-leader").and_then(|addr| addr.to_str().ok());
+    Told::Failed { code: status.code(), leader: leader.map(str::to_owned) }
+}
+
+/// What a status says of a command that is in the log.
+fn refusal_of(code: tonic::Code) -> Option<Code> {
+    Some(match code {
+        tonic::Code::InvalidArgument => Code::Invalid,
+        tonic::Code::NotFound => Code::NotFound,
+        tonic::Code::FailedPrecondition => Code::Conflict,
+        tonic::Code::ResourceExhausted => Code::Exhausted,
+        tonic::Code::Aborted => Code::Expired,
+        _ => return None,
+    })
+}
