@@ -269,11 +269,11 @@ fn links_carry_bandwidth_and_health() {
         fabric.graph().edge_weights().map(|link| format!("{link:?}")).collect();
     links.sort();
     expect![[r#"
-        Link { kind: Contains, bandwidth_gbps: None, health: Up }
-        Link { kind: Contains, bandwidth_gbps: None, health: Up }
-        Link { kind: NvLink, bandwidth_gbps: Some(3600), health: Up }
-        Link { kind: Rail(0), bandwidth_gbps: Some(400), health: Degraded }
-        Link { kind: Uplink, bandwidth_gbps: None, health: Up }"#]]
+        Link { kind: Contains, bandwidth_gbps: None, health: Up, cables: 1, nic: None }
+        Link { kind: Contains, bandwidth_gbps: None, health: Up, cables: 1, nic: None }
+        Link { kind: NvLink, bandwidth_gbps: Some(3600), health: Up, cables: 1, nic: None }
+        Link { kind: Rail(0), bandwidth_gbps: Some(400), health: Degraded, cables: 1, nic: Some(0) }
+        Link { kind: Uplink, bandwidth_gbps: None, health: Up, cables: 1, nic: None }"#]]
     .assert_eq(&links.join("\n"));
 }
 

@@ -56,6 +56,9 @@ const FAULTS: &[(&str, Fault)] = &[
         gone.instances.clear();
         c.fillers.insert(FillerId(2), gone);
     }),
+    ("allocations that stop are derived", |c| {
+        c.derived.stopping.insert(AllocationId(1));
+    }),
     ("ids are given out once", |c| c.meta.last_job = 3),
     ("ids are given out once", |c| c.meta.last_filler = 0),
     ("ids are given out once", |c| c.meta.last_allocation = 2),
