@@ -136,8 +136,9 @@ fn in_cgroup(task_dir: &Path) -> Vec<i32> {
 /// Living processes below `tasks`, by their mark, whose task folder is not one
 /// of `known`.
 pub(crate) fn strays(tasks: &Path, known: &[&Path]) -> Vec<i32> {
-    let known: Vec<i32> = known.iter().flat_map(|dir| marked(dir, false)).collect();
+    // In this order: what a known task forks meanwhile is not among those found.
     let mut found = marked(tasks, true);
+    let known: Vec<i32> = known.iter().flat_map(|dir| marked(dir, false)).collect();
     found.retain(|pid| !known.contains(pid));
     found
 }

@@ -469,9 +469,9 @@ impl Shell {
     }
 
     fn hello(&self) -> v1::Hello {
-        let said = |(key, task): (&TaskKey, &crate::core::Task)| {
-            (task.phase != Phase::Starting).then(|| wire::report(key, task))
-        };
+        // Those that start too: one that was adopted may have been told as running by the agent
+        // before, and what is not named here is taken for lost.
+        let said = |(key, task): (&TaskKey, &crate::core::Task)| wire::report(key, task);
         v1::Hello {
             protocol: 1,
             node: self.config.node.clone(),
@@ -483,7 +483,7 @@ impl Shell {
             version: env!("CARGO_PKG_VERSION").to_string(),
             highest_term: self.core.term(),
             ports: self.ports.offered(),
-            running: self.core.tasks().iter().filter_map(said).collect(),
+            running: self.core.tasks().iter().map(said).collect(),
             folder: self.folder.clone(),
             said_ms: clock::boottime_ms(),
         }

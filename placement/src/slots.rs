@@ -209,7 +209,8 @@ fn evicted(rooms: &Rooms, fits: &Fits) -> Vec<u16> {
         let mut free = rooms.rooms().flatten();
         let mut slots = at.iter_mut();
         for run in rooms.evictables() {
-            for ((slots, freed), room) in slots.by_ref().zip(run).zip(free.by_ref()) {
+            // The run leads: a zip takes from its left side first, even past the right one's end.
+            for ((freed, slots), room) in run.iter().zip(slots.by_ref()).zip(free.by_ref()) {
                 fits.lower(slots, room.host.plus(freed.cpus.into(), freed.memory_mib as i64));
             }
         }
@@ -303,5 +304,112 @@ impl Fits {
     fn by_host(&self, slots: i64, host: Host) -> i64 {
         let times = |have: i64, each: i64| if each == 0 { slots } else { have.max(0) / each };
         times(host.cpus, self.cpus).min(times(host.memory_mib, self.memory_mib)).min(slots)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rowen_state::{
+        Cluster, Command, Decision, Entry, FillerSpec, GpuMask, NodeReport, Place, Plan, Resources,
+    };
+    use rowen_topology::{GpuKind, Inventory, NodeGroup};
+
+    use super::*;
+
+    fn apply(cluster: &mut Cluster, command: Command) {
+        let (index, at_ms) = (cluster.applied() + 1, 1_000_000);
+        let entry = Entry { at_ms, principal: "test".into(), request: None, command };
+        let answer = cluster.apply(index, &entry).answer.expect("apply always answers");
+        assert!(answer.is_ok(), "{answer:?}");
+    }
+
+    fn nodes(number: u32) -> NodeGroup {
+        NodeGroup {
+            names: format!("n{number:03}"),
+            site: None,
+            rack: None,
+            leafs: None,
+            nvlink_domain: None,
+            gpu: GpuKind { model: "H100".into(), count: 8, memory_mib: 81_559 },
+            nic: None,
+            cpus: 8 + number % 50,
+            memory_mib: u64::from(64 + number % 70) << 10,
+            addr: None,
+            failure_domains: Default::default(),
+            labels: Default::default(),
+        }
+    }
+
+    fn filler() -> FillerSpec {
+        let resources = Resources { gpus: 3, gpu_model: None, cpus: 3, memory_mib: 3 << 10 };
+        FillerSpec {
+            name: "filler".into(),
+            tenant: "test".into(),
+            model: String::new(),
+            resources,
+            min_instances: 0,
+            max_instances: 1_000,
+            value_micros: 0,
+            warm_up_ms: 0,
+            notice_ms: 0,
+            withdraw_ms: 0,
+            readiness: None,
+            command: vec!["true".into()],
+            env: Default::default(),
+            working_dir: String::new(),
+        }
+    }
+
+    /// More nodes than a run of rows has, no two neighbours alike.
+    fn cluster() -> Cluster {
+        let mut cluster = Cluster::new(1);
+        let inventory = Inventory { nodes: (0..200).map(nodes).collect(), ..Default::default() };
+        apply(&mut cluster, Command::SetFabric(inventory.expand().expect("a sound inventory")));
+        let ids: Vec<_> = cluster.nodes().iter().map(|(id, _)| id).collect();
+        for node in &ids {
+            apply(
+                &mut cluster,
+                Command::NodeUp(NodeReport {
+                    node: *node,
+                    boot_id: "boot".into(),
+                    addr: String::new(),
+                    ports: Vec::new(),
+                    healthy: GpuMask::first(8),
+                    simulated: true,
+                    version: String::new(),
+                    folder: String::new(),
+                    said_ms: 0,
+                    tasks: Vec::new(),
+                }),
+            );
+        }
+        apply(&mut cluster, Command::DeployFiller(filler()));
+        let filler = cluster.filler_named("filler").expect("just deployed").id;
+        let start = |node| {
+            let place = Place { node, gpus: GpuMask::first(3) };
+            Decision::StartInstance { filler, place }
+        };
+        let decisions = ids.into_iter().step_by(3).map(start).collect();
+        let based_on = cluster.applied();
+        apply(&mut cluster, Command::CommitPlan(Plan { based_on, decisions }));
+        cluster
+    }
+
+    #[test]
+    fn a_pass_over_all_rows_counts_what_a_look_at_each_does() {
+        let cluster = cluster();
+        let draft = Draft::new(&cluster);
+        for (gpus, cpus, memory_mib) in [(1, 0, 0), (1, 7, 0), (2, 5, 20 << 10), (8, 40, 1)] {
+            let resources = Resources { gpus, gpu_model: None, cpus, memory_mib };
+            let claim = Claim::new(&resources, draft.index());
+            let fits = Fits::new(&claim);
+            for pool in [Pool::Free, Pool::Evicted, Pool::Soon, Pool::Empty] {
+                let slots = Slots::of(&draft, &claim, pool);
+                for pos in draft.positions() {
+                    let (passed, looked) = (slots.at(pos), one(&draft, &fits, pool, pos));
+                    assert_eq!(passed, u32::from(looked), "{claim:?} {pool:?} {pos:?}");
+                }
+            }
+        }
     }
 }

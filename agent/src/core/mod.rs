@@ -228,6 +228,11 @@ impl Core {
         // What an earlier stream was asked cannot be acknowledged on this one.
         self.heartbeats.clear();
         self.unacknowledged.values_mut().for_each(|sent| *sent = 0);
+        // Nor can anything of it follow. A node that left the fabric and came back counts its
+        // generations from 0 again, in the same term.
+        if let Some(desired) = &mut self.desired {
+            desired.generation = 0;
+        }
         Ok(())
     }
 
@@ -390,7 +395,10 @@ impl Core {
             return None;
         }
         self.report_seq += 1;
-        self.reported_ms = now;
+        // News must not put off what waits for its acknowledgement.
+        if again || self.unacknowledged.values().all(|sent| *sent == 0) {
+            self.reported_ms = now;
+        }
         for key in &keys {
             self.unacknowledged.insert(*key, self.report_seq);
         }
