@@ -111,7 +111,9 @@ impl World {
         let power_cut = self.group.seats[at].dying.take().unwrap_or(false);
         let mut rng = self.own_rng();
         self.kill_replica(at, power_cut, &mut rng);
-        if why.contains("corrupt") || why.contains("accept_torn_tail") {
+        // A log, a torn end of one, a snapshot.
+        let damage = ["corrupt", "accept_torn_tail", "restore this replica"];
+        if damage.iter().any(|word| why.contains(word)) {
             if self.weakened != Some(at) {
                 let what = format!("replica {at} refuses a disk that nobody touched: {why}");
                 self.context.finding(Invariant::NothingTruncated, what);
