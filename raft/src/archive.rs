@@ -217,7 +217,7 @@ impl Archive {
         let lost = |start: &&u64| !starts.contains(start) && archive.periods.is_kept(**start);
         if let Some(start) = notes.periods.iter().find(lost) {
             tracing::warn!(start, "a period of the archive is missing; it comes from a peer");
-            archive.note_gap()?;
+            archive.note_gap(&mut archive.writing())?;
         }
         Ok(archive)
     }
@@ -268,7 +268,9 @@ impl Archive {
     /// [`Archive::is_synced_to`].
     pub(crate) fn checkpoint(&self) -> Result<(), ArchiveError> {
         let (period, next) = {
-            self.spill(&mut self.writing())?;
+            // Held until `next` is read: what comes in meanwhile is only in memory.
+            let mut writing = self.writing();
+            self.spill(&mut writing)?;
             (self.periods.newest()?, self.next.load(Ordering::Acquire))
         };
         period.sync()?;
@@ -298,15 +300,35 @@ impl Archive {
             if start >= newest {
                 self.reach(start, &writing)?.merge(items)?;
             } else if self.periods.is_kept(start) {
-                let period = self.periods.period(start)?;
-                period.merge(items)?;
-                period.flush()?;
-                writing.dirty.push(start);
+                self.merge_older(start, items, &mut writing)?;
             }
             items = rest;
         }
         writing.dirty.sort_unstable();
         writing.dirty.dedup();
+        Ok(())
+    }
+
+    /// A period that is damaged is put aside. It is an error all the same: what this fetch put into
+    /// it before went with it, so the gap must not be closed by the rest. The next fetch begins it
+    /// anew.
+    fn merge_older(
+        &self,
+        start: u64,
+        items: Vec<Indexed>,
+        writing: &mut Writing,
+    ) -> Result<(), ArchiveError> {
+        let merged = self.periods.period(start).and_then(|period| {
+            period.merge(items)?;
+            period.flush()
+        });
+        if let Err(error) = &merged
+            && error.is_damage()
+        {
+            self.replace_damaged(start, error, writing)?;
+        }
+        merged?;
+        writing.dirty.push(start);
         Ok(())
     }
 
@@ -407,13 +429,21 @@ impl Archive {
         if !error.is_damage() || start >= self.periods.newest()?.start {
             return Err(error);
         }
-        tracing::warn!(%error, start, "a period of the archive is damaged; it comes from a peer");
-        self.periods.set_aside(start)?;
-        self.note_gap()
+        self.replace_damaged(start, &error, &mut self.writing())
     }
 
-    fn note_gap(&self) -> Result<(), ArchiveError> {
-        let mut writing = self.writing();
+    fn replace_damaged(
+        &self,
+        start: u64,
+        error: &ArchiveError,
+        writing: &mut Writing,
+    ) -> Result<(), ArchiveError> {
+        tracing::warn!(%error, start, "a period of the archive is damaged; it comes from a peer");
+        self.periods.set_aside(start)?;
+        self.note_gap(writing)
+    }
+
+    fn note_gap(&self, writing: &mut Writing) -> Result<(), ArchiveError> {
         let Some(upto) = self.applied() else { return Ok(()) };
         writing.gap = Some(upto);
         self.periods.newest()?.write([], &Notes { gap: Some(upto), ..Notes::default() })

@@ -93,6 +93,12 @@ impl Periods {
     /// Where the period begins that an entry belongs to, whether it is there yet or not.
     pub(super) fn start_of(&self, index: u64) -> Result<u64, ArchiveError> {
         let aligned = index - index % self.retention.period_entries;
+        // Whoever applies asks for this with each record, and must not wait for `older`: it is held
+        // while an old period is opened.
+        let newest = self.newest()?.start;
+        if index >= newest {
+            return Ok(aligned.max(newest));
+        }
         // Another number of entries may have been configured when an older one was begun.
         let known = self.starts()?.into_iter().rfind(|start| *start <= index);
         Ok(aligned.max(known.unwrap_or(0)))
@@ -288,5 +294,34 @@ impl Iterator for Merged {
             }
         }
         Some(item)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{sync::mpsc, thread, time::Duration};
+
+    use super::{Notes, Periods, Place, Retention};
+
+    #[test]
+    fn whoever_applies_does_not_wait_for_an_older_period_that_is_opened() {
+        let dir = tempfile::tempdir().unwrap();
+        let retention = Retention { period_entries: 10, periods: 3 };
+        let periods = Periods::open(Place::Folders, dir.path(), retention).unwrap();
+        periods.begin(15, |_| Notes::default()).unwrap(); // of another number of entries
+        assert_eq!([3, 14, 15, 19].map(|index| periods.start_of(index).unwrap()), [0, 10, 15, 15]);
+        let opening = periods.older();
+        let (sender, answers) = mpsc::channel();
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                for index in [15, 20, 34] {
+                    sender.send(periods.start_of(index).unwrap()).unwrap();
+                }
+            });
+            let patience = Duration::from_secs(10);
+            let starts = [(); 3].map(|()| answers.recv_timeout(patience));
+            drop(opening); // or a failure would be a test that never ends
+            assert_eq!(starts, [Ok(15), Ok(20), Ok(30)]);
+        });
     }
 }

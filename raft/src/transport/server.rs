@@ -251,10 +251,11 @@ async fn receive_body(
 pub(super) fn archive_parts(
     archive: &Archive,
 ) -> Result<impl Iterator<Item = Result<proto::ArchivePart, Status>> + Send + use<>, ArchiveError> {
-    let incomplete = archive.has_gap()?;
     let applied = archive.applied().unwrap_or(0);
-    let first = proto::ArchivePart { applied, items: Vec::new(), incomplete };
     let mut items = archive.scan_indexed(b"")?;
+    // After the scan has opened what it reads: it may set a damaged period aside.
+    let incomplete = archive.has_gap()?;
+    let first = proto::ArchivePart { applied, items: Vec::new(), incomplete };
     let rest = std::iter::from_fn(move || {
         let part = next_archive_part(applied, &mut items);
         (!matches!(&part, Ok(part) if part.items.is_empty())).then_some(part)
@@ -277,4 +278,38 @@ fn next_archive_part(
         }
     }
     Ok(part)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::archive_parts;
+    use crate::archive::{Archive, ArchiveRecord, Indexed, Retention};
+
+    fn open(dir: &std::path::Path) -> Archive {
+        loop {
+            match Archive::open(dir, Retention { period_entries: 10, periods: 3 }) {
+                Err(error) if error.is_locked() => std::thread::yield_now(),
+                opened => return opened.unwrap(),
+            }
+        }
+    }
+
+    #[test]
+    fn an_archive_whose_damage_is_found_by_sending_it_is_incomplete() {
+        let dir = tempfile::tempdir().unwrap();
+        let archive = open(dir.path());
+        for index in 1..=25 {
+            let record = ArchiveRecord { key: vec![index as u8], value: vec![] };
+            archive.write(index, vec![Indexed { index, record }]).unwrap();
+        }
+        assert!(archive_parts(&archive).unwrap().all(|part| !part.unwrap().incomplete));
+        archive.close();
+        drop(archive);
+        let db = dir.path().join("10/db");
+        let bytes = std::fs::metadata(&db).unwrap().len() as usize;
+        std::fs::write(db, vec![0x5a; bytes]).unwrap();
+        let archive = open(dir.path());
+        let parts: Vec<_> = archive_parts(&archive).unwrap().map(Result::unwrap).collect();
+        assert!(matches!(&parts[..], [only] if only.incomplete));
+    }
 }
