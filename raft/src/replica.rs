@@ -360,6 +360,8 @@ impl Replica {
                     let asked = ask_read_index(&self.inner.peers, &leader).await;
                     let index = asked.map_err(|status| match status.code() {
                         Code::FailedPrecondition => ProposeError::NotLeader { leader: None },
+                        // Of a build in which only the leader answers reads: the caller goes there.
+                        Code::Unimplemented => ProposeError::NotLeader { leader: Some(leader) },
                         _ => ProposeError::NoQuorum,
                     })?;
                     self.wait_applied(index, patience).await?;
