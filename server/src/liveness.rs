@@ -138,9 +138,12 @@ impl Watch {
                 now_ms.saturating_sub(from_ms) > margins.until_lost_ms(notice_ms)
             })
         };
+        // Until an agent hears of a shorter lease, it beats as the one before allowed.
+        let earlier_lease_ms = self.earlier.map_or(0, |(_, margins)| margins.node_lease_ms);
+        let lease_ms = self.margins.node_lease_ms.max(earlier_lease_ms);
         for (id, heard) in &mut self.nodes {
             let silence_ms = now_ms.saturating_sub(heard.at_ms);
-            if silence_ms <= self.margins.node_lease_ms || now_ms < heard.again_at_ms {
+            if silence_ms <= lease_ms || now_ms < heard.again_at_ms {
                 continue;
             }
             let Some(node) = cluster.nodes().get(*id) else { continue };
@@ -323,7 +326,8 @@ mod tests {
     fn in_force(world: &mut World, node_lease_ms: u64) -> Margins {
         let timing =
             Timing { node_lease_ms, heartbeat_ms: 1_000, kill_ms: 2_000, drift_ppm: 1_000 };
-        world.apply(Command::SetTiming { timing, granted: None }).unwrap();
+        let granted = world.0.meta().timing.is_none().then_some(timing);
+        world.apply(Command::SetTiming { timing, granted }).unwrap();
         timing.into()
     }
 
@@ -368,6 +372,21 @@ mod tests {
         world.apply(Command::SettleTiming { since }).unwrap();
         assert_eq!(watch.due(&world.0, 62_064), []);
         assert_eq!(lost_at(Watch::new(MARGINS, &world.0, 0), &world), 8_010);
+    }
+
+    #[test]
+    fn an_agent_that_has_not_heard_of_a_shorter_lease_is_not_silent() {
+        let mut world = World(Cluster::newest());
+        let fabric = rowen_topology::drawing::parse("block a: n1 x2").unwrap();
+        world.apply(Command::SetFabric(fabric)).unwrap();
+        world.come();
+        let first = in_force(&mut world, 60_000);
+        let mut watch = Watch::new(MARGINS, &world.0, 0);
+        assert!(watch.renew(&world.0, NODE, first, 100_000));
+        in_force(&mut world, 6_000);
+        assert_eq!(watch.due(&world.0, 100_001), []);
+        assert_eq!(watch.due(&world.0, 120_000), [], "it beats every 20 s");
+        assert!(matches!(watch.due(&world.0, 160_001)[..], [Command::NodeSilent { .. }]));
     }
 
     #[test]
