@@ -4,7 +4,9 @@
 //! measures anything by it: see `liveness`.
 
 use rowen_api::v1;
+use rowen_raft::Member;
 use rowen_state::{Cluster, Command, Timing};
+use tonic::Status;
 
 use crate::{auth::Principal, server::Server};
 
@@ -13,30 +15,67 @@ pub(crate) fn in_force(server: &Server, view: &Cluster) -> Timing {
     view.meta().timing.map_or(server.timing().initial(), |in_force| in_force.timing)
 }
 
+/// Held by an operator's change from reading the timing until the changed one is in the state: two
+/// at once would each put the other's fields back. Of the process, which is one replica.
+pub(crate) static CHANGING: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+
 /// A leader whose state has none yet puts its own there, once it knows what every replica may have
 /// granted by its configuration.
 pub(crate) async fn begin(server: &Server) {
-    let meta = server.view().meta().clone();
-    if meta.version < 2 || meta.timing.is_some() {
+    if !is_due(server) {
         return;
     }
+    // A replica that does not answer is asked again.
+    let Ok(granted) = widest_granted(server).await else { return };
+    if let Err(status) = put_first(server, granted).await {
+        tracing::warn!(%status, "the timing is not in the state; it is tried again");
+    }
+}
+
+/// The same for somebody who waits for it, and is told what it lacks.
+pub(crate) async fn begin_now(server: &Server) -> Result<(), Status> {
+    if !is_due(server) {
+        return Ok(());
+    }
+    let granted = widest_granted(server).await?;
+    put_first(server, granted).await
+}
+
+fn is_due(server: &Server) -> bool {
+    let view = server.view();
+    view.meta().version >= 2 && view.meta().timing.is_none()
+}
+
+/// What covers the configuration of every replica: one that does not answer may have granted more.
+async fn widest_granted(server: &Server) -> Result<Timing, Status> {
     let own = server.replica.id();
     let group = server.replica.members();
     let others = group.iter().filter(|status| status.member.id != own);
     let answers = others.map(|status| async {
-        Ok::<_, tonic::Status>(server.peers.checkpoint(&status.member, 0).await?.timing)
+        let answer = server.peers.checkpoint(&status.member, 0).await;
+        let timing = answer.ok().and_then(|checkpoint| checkpoint.timing);
+        timing.ok_or_else(|| does_not_answer(&status.member))
     });
     let mut granted = server.timing().initial();
-    for answer in futures::future::join_all(answers).await {
-        // One that does not answer may have granted more: it is asked again.
-        let Ok(Some(timing)) = answer else { return };
-        granted = granted.widest(from_proto(&timing));
+    for timing in futures::future::join_all(answers).await {
+        granted = granted.widest(from_proto(&timing?));
     }
+    Ok(granted)
+}
+
+fn does_not_answer(member: &Member) -> Status {
+    let (id, addr) = (member.id.0, &member.addr);
+    Status::failed_precondition(format!(
+        "the cluster has no timing yet, and replica {id} at {addr} does not say which leases it \
+         may have granted; start it, or `rowen cluster remove {id}`, and try again"
+    ))
+}
+
+async fn put_first(server: &Server, granted: Timing) -> Result<(), Status> {
     let command = Command::SetTiming { timing: server.timing().initial(), granted: Some(granted) };
-    match server.propose(&Principal::own("leader"), None, command).await {
-        Ok(done) => tracing::info!(index = done.index, "the timing is in the state"),
-        Err(status) => tracing::warn!(%status, "the timing is not in the state; it is tried again"),
-    }
+    let done = server.propose(&Principal::own("leader"), None, command).await?;
+    tracing::info!(index = done.index, "the timing is in the state");
+    Ok(())
 }
 
 /// Says once for each timing that comes into force which configured value is not the cluster's.
