@@ -48,7 +48,9 @@ impl World {
 
     pub(crate) fn start_replica(&mut self, at: ReplicaAt) {
         let seat = &self.group.seats[at];
-        if seat.process.is_some() || seat.damaged || (seat.retired && !self.is_member(at)) {
+        let unnamed = seat.id == 0; // it asked to join and has no id yet
+        let gone = seat.retired && !self.is_member(at);
+        if seat.process.is_some() || seat.damaged || unnamed || gone {
             return;
         }
         let mut rng = self.own_rng();
