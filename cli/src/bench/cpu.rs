@@ -1,14 +1,11 @@
-//! CPU time that processes have used, from /proc: where everything shares few cores, it bounds the
+//! CPU time of the two sides of a measurement: where everything shares few cores, it bounds the
 //! rate, and unlike the rate it hardly changes with what else the machine does.
 //!
-//! Never samples or profiles: two readings and their difference.
+//! Never reads /proc itself: see [`proc`].
 
-use std::fs;
+use anyhow::Result;
 
-use anyhow::{Context, Result};
-
-/// USER_HZ is 100 wherever Linux runs a GPU.
-const TICK_US: f64 = 10_000.0;
+use super::proc;
 
 /// The processes of one side of a measurement; whoever reads is its client.
 #[derive(Clone, Debug)]
@@ -48,30 +45,12 @@ impl Cpu {
 }
 
 fn used_us(pid: u32) -> Result<f64> {
-    let path = format!("/proc/{pid}/stat");
-    let text = fs::read_to_string(&path).with_context(|| path.clone())?;
-    let ticks = ticks(&text).with_context(|| format!("{path}: no CPU times in it"))?;
-    Ok(ticks as f64 * TICK_US)
-}
-
-/// utime and stime of a stat line. The name before them may hold spaces and parentheses.
-fn ticks(stat: &str) -> Option<u64> {
-    let (_, rest) = stat.rsplit_once(')')?;
-    let mut times = rest.split_whitespace().skip(11).map(|field| field.parse::<u64>().ok());
-    Some(times.next()?? + times.next()??)
+    Ok(proc::cpu_s(pid)? * 1e6)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_times_are_found_behind_any_name() {
-        let stat = "7 (a) b (c) S 1 2 3 4 5 6 7 8 9 10 250 50 0 0 20 0 1 0 99";
-        assert_eq!(ticks(stat), Some(300));
-        assert_eq!(ticks("7 (a) S 1"), None);
-        assert_eq!(ticks(""), None);
-    }
 
     #[test]
     fn work_is_counted() {

@@ -27,7 +27,7 @@ use rowen_state::{Cluster, JobId};
 
 use self::traffic::{Machine, Traffic};
 use super::figures::{Check, Figure, Report};
-use super::{disk_bytes as size, resident_bytes};
+use super::{disk_bytes as size, proc};
 use crate::output::note;
 
 /// The run that production's settings are those of.
@@ -166,7 +166,7 @@ impl Sample {
             old,
             snapshots: size(&dir.join("snapshots"))?,
             archive: size(&dir.join("archive"))?,
-            memory: resident_bytes(std::process::id())?,
+            memory: proc::resident_bytes(std::process::id())?,
             ended_jobs,
             archived_bytes,
         })

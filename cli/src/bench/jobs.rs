@@ -8,7 +8,6 @@
 mod agents;
 mod journal;
 mod load;
-mod usage;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -21,6 +20,7 @@ use self::agents::{Agents, Setting};
 use self::journal::{Journal, Life};
 use self::load::Load;
 use super::figures::{Check, Figure, Report, percentile};
+use super::proc;
 use crate::cluster::replicas::Group;
 use crate::cluster::{Timing, fabric};
 use crate::output::note;
@@ -151,16 +151,16 @@ impl Bench {
     async fn used(&mut self, leader: usize) -> Result<Used> {
         let pid = |at| self.group.pid(at).context("a replica is dead");
         let (leader_pid, pids) = (pid(leader)?, [pid(0)?, pid(1)?, pid(2)?]);
-        let all_s = pids.into_iter().map(usage::cpu_s).sum::<Result<f64>>()?;
-        let leader_s = usage::cpu_s(leader_pid)?;
+        let all_s = pids.into_iter().map(proc::cpu_s).sum::<Result<f64>>()?;
+        let leader_s = proc::cpu_s(leader_pid)?;
         let status = self.group.rpc(leader).status().await.context("the leader changed")?;
         Ok(Used {
             at: Instant::now(),
             at_us: self.journal.now_us(),
             leader_s,
             follower_s: (all_s - leader_s) / 2.0,
-            own_s: usage::cpu_s(std::process::id())?,
-            machine_s: usage::machine_cpu_s().unwrap_or(f64::NAN),
+            own_s: proc::cpu_s(std::process::id())?,
+            machine_s: proc::machine_cpu_s().unwrap_or(f64::NAN),
             entries: status.applied,
             syncs: status.wal_syncs,
         })
@@ -207,7 +207,7 @@ impl Bench {
     }
 
     fn resident_mib(&self, at: usize) -> Option<f64> {
-        usage::resident_mib(self.group.pid(at)?)
+        proc::resident_mib(self.group.pid(at)?).ok()
     }
 
     fn rates(&mut self, case: &str, lives: &[Life], before: &Used, after: &Used) {

@@ -9,6 +9,7 @@ mod failover;
 pub(crate) mod figures;
 mod jobs;
 mod placement;
+mod proc;
 mod soak;
 mod submit;
 mod wire;
@@ -91,15 +92,6 @@ async fn report(
         report = measure(folder.path()) => Ok(report?.finish(common.json, common.enforce)),
         () = cluster::interrupted() => Ok(ExitCode::from(130)),
     }
-}
-
-/// What a process has in memory.
-fn resident_bytes(pid: u32) -> Result<u64> {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-    let kib = line.and_then(|line| line.trim().strip_suffix(" kB"));
-    let kib: u64 = kib.context("the process has ended")?.trim().parse()?;
-    Ok(kib * 1024)
 }
 
 /// What a folder takes on the disk: blocks, not lengths.

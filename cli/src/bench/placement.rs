@@ -15,6 +15,7 @@ use rowen_state::{Decision, Plan};
 
 use self::world::{Load, NODE_GPUS, World, gang, shape};
 use super::figures::{Check, Figure, Report, percentile};
+use super::proc;
 use crate::output::note;
 
 /// Where the bars stand.
@@ -49,13 +50,13 @@ pub(super) fn measure(args: &Args) -> Result<Report> {
     let mut bench = Bench { samples: args.samples, figures: Vec::new(), outcomes: Vec::new() };
     for &gpus in &args.gpus {
         ensure!(gpus % NODE_GPUS == 0, "--gpus: {gpus} is no multiple of {NODE_GPUS}");
-        let before_mib = resident_mib()?;
+        let before = proc::resident_bytes(std::process::id())?;
         for load in [Load::Empty, Load::Half, Load::Full95] {
             note(&format!("{gpus} GPUs, {}", load.name()));
             bench.decisions(World::new(gpus, load)?, gpus, load.name(), &args.gangs)?;
         }
         let mut world = World::new(gpus, Load::Half)?;
-        let bytes = (resident_mib()? - before_mib).max(0.0) * f64::from(1 << 20);
+        let bytes = proc::resident_bytes(std::process::id())?.saturating_sub(before) as f64;
         bench.figures.push(Figure::new("memory", case(gpus), bytes / f64::from(gpus), "B/GPU"));
         bench.view(&mut world, gpus)?;
         world.fill()?;
@@ -230,10 +231,4 @@ fn scan(world: &World, gpus: u32) -> f64 {
 fn cpu_us() -> f64 {
     let time = clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).expect("every thread has one");
     time.tv_sec() as f64 * 1e6 + time.tv_nsec() as f64 / 1e3
-}
-
-fn resident_mib() -> Result<f64> {
-    let pages = std::fs::read_to_string("/proc/self/statm")?;
-    let pages: f64 = pages.split(' ').nth(1).unwrap_or_default().parse()?;
-    Ok(pages * 4_096.0 / f64::from(1 << 20))
 }

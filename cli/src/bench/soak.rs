@@ -22,7 +22,7 @@ use tokio::sync::Mutex;
 use tokio::task::JoinHandle;
 
 use super::figures::{Check, Figure, Report, percentile};
-use super::{disk_bytes, resident_bytes};
+use super::{disk_bytes, proc};
 use crate::args::{GlobalArgs, OutputFormat};
 use crate::client::{Client, jobs};
 use crate::cluster::replicas::Group;
@@ -259,7 +259,7 @@ impl Sample {
         let took_ms = std::mem::take(&mut *load.took_ms.lock().await);
         let (mut memory, mut disk, mut archive) = (Vec::new(), Vec::new(), 0);
         for (pid, folder) in group.processes() {
-            memory.push(resident_bytes(pid)?);
+            memory.push(proc::resident_bytes(pid)?);
             let old = disk_bytes(&folder.join("log/old"))?;
             let log = disk_bytes(&folder.join("log"))? - if with_old { 0 } else { old };
             disk.push(log + disk_bytes(&folder.join("snapshots"))?);

@@ -67,8 +67,7 @@ impl Group {
 
     /// The process ids of those that live, by replica.
     pub(crate) fn pids(&self) -> Vec<(usize, u32)> {
-        let processes = self.replicas.iter().map(|replica| replica.process.as_ref());
-        processes.enumerate().filter_map(|(at, process)| Some((at, process?.pid()))).collect()
+        (0..self.replicas.len()).filter_map(|at| Some((at, self.pid(at)?))).collect()
     }
 
     /// A plain client of one replica.
@@ -79,9 +78,7 @@ impl Group {
     /// Process id and data folder of each replica that lives.
     pub(crate) fn processes(&self) -> Vec<(u32, PathBuf)> {
         let folder = |at: usize| self.data.join(format!("replica-{}", at + 1));
-        let replicas = self.replicas.iter().enumerate();
-        let living = replicas.filter_map(|(at, replica)| Some((at, replica.process.as_ref()?)));
-        living.map(|(at, process)| (process.pid(), folder(at))).collect()
+        self.pids().into_iter().map(|(at, pid)| (pid, folder(at))).collect()
     }
 
     /// The replica that leads, once one does.
