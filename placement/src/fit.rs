@@ -128,9 +128,6 @@ pub(crate) fn shares(
 }
 
 fn on_node(draft: &Draft<'_>, pos: NodePos, victims: &[AllocationId]) -> Vec<AllocationId> {
-    if victims.is_empty() {
-        return Vec::new();
-    }
     let here = draft.node(pos).tenants.iter().map(|tenant| tenant.allocation);
     here.filter(|id| victims.binary_search(id).is_ok()).collect()
 }

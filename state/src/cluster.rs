@@ -14,7 +14,7 @@ use crate::{
     codec::{self, READS_VERSION, Row, Stored},
     ledger::UsageKey,
     requests::Requests,
-    rooms::{self, Rooms},
+    rooms::{self, Rooms, Rows},
     v1::MetaV1,
 };
 
@@ -567,15 +567,12 @@ impl Cluster {
 
     /// Brings the index and the rooms up to date with a node.
     pub(crate) fn refresh_index(&mut self, id: NodeId) {
-        let mut rooms = std::mem::take(&mut self.derived.rooms);
-        if let (Some(pos), Some(node)) = (self.pos_of(id), self.nodes.get(id)) {
-            rooms.refresh(pos, self, node);
-            let count = rooms.count(pos);
-            let index = &mut self.derived.index;
-            index.set_in_service(pos, count.schedulable);
-            index.set_node(pos, count.free.into(), count.evictable.into());
-        }
-        self.derived.rooms = rooms;
+        let (Some(pos), Some(node)) = (self.pos_of(id), self.nodes.get(id)) else { return };
+        let rows = Rows::of(self, node);
+        let (count, index) = (rows.count, &mut self.derived.index);
+        index.set_in_service(pos, count.schedulable);
+        index.set_node(pos, count.free.into(), count.evictable.into());
+        self.derived.rooms.set(pos, rows);
     }
 
     /// Brings the rooms up to date with what an allocation's owner says of it.

@@ -172,8 +172,24 @@ impl Rooms {
         self.evictable[pos.0 as usize]
     }
 
-    /// Brings one node's rows up to date with the state.
-    pub(crate) fn refresh(&mut self, pos: NodePos, cluster: &Cluster, node: &Node) {
+    /// Puts one node's rows in the place of its old ones.
+    pub(crate) fn set(&mut self, pos: NodePos, Rows { count, room, evictable }: Rows) {
+        self.counts[pos.0 as usize] = count;
+        self.rooms[pos.0 as usize] = room;
+        self.evictable[pos.0 as usize] = evictable;
+    }
+}
+
+/// All of one node.
+pub(crate) struct Rows {
+    pub(crate) count: Count,
+    room: Room,
+    evictable: Evictable,
+}
+
+impl Rows {
+    /// As the state has them.
+    pub(crate) fn of(cluster: &Cluster, node: &Node) -> Rows {
         let schedulable = node.schedulable();
         let sick = node.mask(|slot| !slot.healthy).count() as u8;
         let (room, evictable) = match schedulable {
@@ -186,9 +202,7 @@ impl Rooms {
             evictable: evictable.gpus.count() as u8,
             ..Count::default()
         };
-        self.counts[pos.0 as usize] = count.of_room(room);
-        self.rooms[pos.0 as usize] = room;
-        self.evictable[pos.0 as usize] = evictable;
+        Rows { count: count.of_room(room), room, evictable }
     }
 }
 
