@@ -18,6 +18,15 @@ use crate::{
     ReplicaConfig, replica::wal_options, sim_disk::SimDisk, snapshots::Snapshots, wal::recover,
 };
 
+/// The next number of a simulation, and its state after it (Steele, Lea, Flood 2014).
+pub(crate) fn splitmix64(state: &mut u64) -> u64 {
+    *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let mut z = *state;
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
 /// The last entry that a power cut now would certainly leave on the disk of the replica of
 /// `config`, in its log or its snapshot. None where there is none, or the disk cannot be read.
 pub fn durable_last(disk: &SimDisk, config: &ReplicaConfig) -> Option<u64> {

@@ -10,7 +10,10 @@ use std::{
     time::Duration,
 };
 
-use crate::disk::{Disk, DiskFile, DiskLock};
+use crate::{
+    disk::{Disk, DiskFile, DiskLock},
+    sim::splitmix64,
+};
 
 /// A medium writes this much or nothing.
 const SECTOR_BYTES: usize = 512;
@@ -224,12 +227,7 @@ fn not_found(path: &Path) -> io::Error {
 
 impl State {
     fn next_random(&mut self) -> u64 {
-        // splitmix64
-        self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.random;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
+        splitmix64(&mut self.random)
     }
 
     fn chance(&mut self) -> bool {

@@ -13,6 +13,8 @@ use tokio::{
     time::Instant,
 };
 
+use super::splitmix64;
+
 tokio::task_local! {
     static CURRENT: Process;
 }
@@ -153,12 +155,7 @@ impl Process {
 
 impl State {
     fn next_random(&mut self) -> u64 {
-        // splitmix64
-        self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.random;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
+        splitmix64(&mut self.random)
     }
 }
 

@@ -31,12 +31,9 @@ impl Link {
         &self,
         rpc: AppendEntriesRequest<TypeConfig>,
     ) -> Result<AppendEntriesResponse<TypeConfig>, Status> {
-        self.call(|to, service| {
-            let rpc = rpc.clone();
-            async move {
-                service.check(to)?;
-                service.raft.append_entries(rpc).await.map_err(stopped)
-            }
+        self.call(rpc, |to, service, rpc| async move {
+            service.check(to)?;
+            service.raft.append_entries(rpc).await.map_err(stopped)
         })
         .await
     }
@@ -45,12 +42,9 @@ impl Link {
         &self,
         rpc: VoteRequest<TypeConfig>,
     ) -> Result<VoteResponse<TypeConfig>, Status> {
-        self.call(|to, service| {
-            let rpc = rpc.clone();
-            async move {
-                service.check_election(to)?;
-                service.raft.vote(rpc).await.map_err(stopped)
-            }
+        self.call(rpc, |to, service, rpc| async move {
+            service.check_election(to)?;
+            service.raft.vote(rpc).await.map_err(stopped)
         })
         .await
     }
@@ -59,12 +53,9 @@ impl Link {
         &self,
         rpc: VoteRequest<TypeConfig>,
     ) -> Result<VoteResponse<TypeConfig>, Status> {
-        self.call(|to, service| {
-            let rpc = rpc.clone();
-            async move {
-                service.check_election(to)?;
-                service.raft.pre_vote(rpc).await.map_err(stopped)
-            }
+        self.call(rpc, |to, service, rpc| async move {
+            service.check_election(to)?;
+            service.raft.pre_vote(rpc).await.map_err(stopped)
         })
         .await
     }
@@ -74,12 +65,9 @@ impl Link {
         vote: Vote,
         snapshot: Snapshot,
     ) -> Result<SnapshotResponse<TypeConfig>, Status> {
-        self.call(|to, service| {
-            let snapshot = snapshot.clone();
-            async move {
-                service.check(to)?;
-                service.raft.install_full_snapshot(vote, snapshot).await.map_err(stopped)
-            }
+        self.call(snapshot, |to, service, snapshot| async move {
+            service.check(to)?;
+            service.raft.install_full_snapshot(vote, snapshot).await.map_err(stopped)
         })
         .await
     }
@@ -88,35 +76,35 @@ impl Link {
         &self,
         rpc: TransferLeaderRequest<TypeConfig>,
     ) -> Result<TransferLeaderResponse<TypeConfig>, Status> {
-        self.call(|to, service| {
-            let rpc = rpc.clone();
-            async move {
-                service.check_election(to)?;
-                service.raft.handle_transfer_leader(rpc).await.map_err(stopped)
-            }
+        self.call(rpc, |to, service, rpc| async move {
+            service.check_election(to)?;
+            service.raft.handle_transfer_leader(rpc).await.map_err(stopped)
         })
         .await
     }
 
     /// All parts at once: a simulated archive is small.
     pub(super) async fn archive(&self) -> Result<Vec<Result<proto::ArchivePart, Status>>, Status> {
-        self.call(|to, service| async move {
+        self.call((), |to, service, ()| async move {
             service.check(to)?;
             Ok(archive_parts(&service.archive).map_err(stopped)?.collect())
         })
         .await
     }
 
-    async fn call<T, F>(
+    /// A network may deliver a request twice.
+    async fn call<Q, T, F>(
         &self,
-        handle: impl Fn(u64, Arc<TransportService>) -> F,
+        request: Q,
+        handle: impl Fn(u64, Arc<TransportService>, Q) -> F,
     ) -> Result<T, Status>
     where
+        Q: Clone,
         T: Send + 'static,
         F: Future<Output = Result<T, Status>> + Send + 'static,
     {
         let to = self.to;
         let way = (self.from, to, self.addr.as_str());
-        self.network.call(way, |service| handle(to, service)).await
+        self.network.call(way, |service| handle(to, service, request.clone())).await
     }
 }
