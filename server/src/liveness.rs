@@ -238,7 +238,11 @@ mod tests {
 
     impl World {
         fn new() -> World {
-            let mut world = World(Cluster::default());
+            World::from(Cluster::default())
+        }
+
+        fn from(cluster: Cluster) -> World {
+            let mut world = World(cluster);
             let fabric = rowen_topology::drawing::parse("block a: n1 x2").unwrap();
             world.apply(Command::SetFabric(fabric)).unwrap();
             world.come();
@@ -342,10 +346,7 @@ mod tests {
 
     #[test]
     fn a_shorter_lease_frees_nothing_while_a_longer_one_may_be_held() {
-        let mut world = World(Cluster::newest());
-        let fabric = rowen_topology::drawing::parse("block a: n1 x2").unwrap();
-        world.apply(Command::SetFabric(fabric)).unwrap();
-        world.come();
+        let mut world = World::from(Cluster::newest());
         let first = in_force(&mut world, 60_000);
         let mut watch = Watch::new(MARGINS, &world.0, 0);
         assert_eq!(
@@ -376,10 +377,7 @@ mod tests {
 
     #[test]
     fn an_agent_that_has_not_heard_of_a_shorter_lease_is_not_silent() {
-        let mut world = World(Cluster::newest());
-        let fabric = rowen_topology::drawing::parse("block a: n1 x2").unwrap();
-        world.apply(Command::SetFabric(fabric)).unwrap();
-        world.come();
+        let mut world = World::from(Cluster::newest());
         let first = in_force(&mut world, 60_000);
         let mut watch = Watch::new(MARGINS, &world.0, 0);
         assert!(watch.renew(&world.0, NODE, first, 100_000));
@@ -391,10 +389,7 @@ mod tests {
 
     #[test]
     fn a_longer_lease_is_granted_and_waited_for_at_once() {
-        let mut world = World(Cluster::newest());
-        let fabric = rowen_topology::drawing::parse("block a: n1 x2").unwrap();
-        world.apply(Command::SetFabric(fabric)).unwrap();
-        world.come();
+        let mut world = World::from(Cluster::newest());
         let mut watch = Watch::new(MARGINS, &world.0, 0);
         assert!(
             watch.renew(&world.0, NODE, MARGINS, 0),
