@@ -28,6 +28,12 @@ impl World {
         self.context.check(Invariant::SnapshotReplays, found);
     }
 
+    /// Whether no replica lacks records.
+    pub(crate) fn archives_are_whole(&self) -> bool {
+        let mut shells = self.group.seats.iter().filter_map(|seat| seat.shell.as_ref());
+        shells.all(|shell| shell.replica().archive().has_gap().is_ok_and(|gap| !gap))
+    }
+
     fn archive_differs(&self, at: ReplicaAt) -> Option<String> {
         let archive = self.group.seats[at].shell.as_ref()?.replica().archive();
         let applied = archive.applied()?;

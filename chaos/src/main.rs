@@ -108,6 +108,9 @@ struct Sim {
     /// Draws the run: an SVG file.
     #[arg(long, requires = "seed")]
     timeline: Option<PathBuf>,
+    /// How many lines of the trace's end are printed.
+    #[arg(long, requires = "seed", default_value_t = context::TAIL)]
+    tail: usize,
     /// How much of the run's end is drawn.
     #[arg(long, default_value_t = 180)]
     timeline_s: u64,
@@ -140,7 +143,7 @@ struct PlantedArgs {
 
 impl Sim {
     fn options(&self, seed: u64) -> Options {
-        Options { seed, drop: self.drop.0.clone(), minutes: self.minutes }
+        Options { seed, drop: self.drop.0.clone(), minutes: self.minutes, tail: self.tail }
     }
 }
 

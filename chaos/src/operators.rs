@@ -115,7 +115,9 @@ impl World {
             self.context.finding(Invariant::NothingTruncated, what);
         }
         if self.weakened == Some(at) && life > 1 {
-            self.weakened = None; // what was flipped is of no more use to anybody
+            // What was flipped is of no more use to anybody, and nothing else will be.
+            self.group.seats[at].disk.steady();
+            self.weakened = None;
         }
     }
 

@@ -56,6 +56,8 @@ struct Watch {
     index: u64,
     look: Option<Look>,
     over: bool,
+    /// A restore has lost its job; another one may have its number now.
+    lost: bool,
     open: Option<Open>,
 }
 
@@ -105,8 +107,9 @@ impl World {
     /// Somebody has submitted a job, and may wait for it.
     pub(crate) fn may_watch(&mut self, job: JobId) {
         let watched = Rng::new(job.0 ^ 0x7761_7463).chance(WATCHED_PERCENT);
-        if watched && !self.watches.list.iter().any(|watch| watch.job == job) {
-            let watch = Watch { job, index: 0, look: None, over: false, open: None };
+        let mut all = self.watches.list.iter();
+        if watched && !all.any(|watch| watch.job == job && !watch.lost) {
+            let watch = Watch { job, index: 0, look: None, over: false, lost: false, open: None };
             self.watches.list.push(watch);
             self.open_watch(self.watches.list.len() - 1);
         }
@@ -245,7 +248,7 @@ impl World {
                 }
             }
             Shown::Failed(Code::NotFound) if self.control.look(job, u64::MAX).is_none() => {
-                (known.open, known.over) = (None, true); // a restore has lost it
+                (known.open, known.over, known.lost) = (None, true, true); // by a restore
             }
             Shown::Failed(Code::NotFound) => {
                 let what = format!("a watcher of job {job} is told that there is none");
@@ -317,7 +320,7 @@ impl World {
     /// At rest everybody knows what has become of their job.
     pub(crate) fn check_watches(&mut self) {
         let World { watches, control, context, .. } = self;
-        for watch in &watches.list {
+        for watch in watches.list.iter().filter(|watch| !watch.lost) {
             let now = control.look(watch.job, u64::MAX);
             let knows = watch.look.as_ref() == now || now.is_none();
             let found = (!knows).then(|| {

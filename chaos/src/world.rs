@@ -42,6 +42,8 @@ const REST_WITHIN_MS: u64 = 2 * 3_600_000;
 const REST_MS: u64 = 30_000;
 /// How often it is looked whether it is at rest.
 const LOOK_MS: u64 = 1_000;
+/// An archive that is not whole this long after the faults ended never will be.
+const FETCHED_WITHIN_MS: u64 = 600_000;
 /// How often streams are looked at, and every how manieth time an archive is.
 const LOOK_AROUND_MS: u64 = 1_000;
 const ARCHIVE_LOOKS: u64 = 15;
@@ -76,6 +78,7 @@ pub(crate) struct World {
     pub(crate) restores: Restores,
     pub(crate) watches: Watches,
     pub(crate) readers: Readers,
+    healed_ms: u64,
     /// How often it was looked around.
     looks: u64,
     began: Instant,
@@ -89,6 +92,8 @@ pub(crate) struct Options {
     pub(crate) drop: BTreeSet<Draw>,
     /// For how long faults are on; drawn where it is not said.
     pub(crate) minutes: Option<u64>,
+    /// How many lines of the trace are kept.
+    pub(crate) tail: usize,
 }
 
 /// How often which fault fell into which phase.
@@ -159,7 +164,7 @@ async fn live(options: &Options) -> Outcome {
 
 impl World {
     fn new(options: &Options) -> World {
-        let mut context = Context::new(options.seed);
+        let mut context = Context::new(options.seed, options.tail);
         let timing = Timing::draw(&mut context.rng);
         let fabric = setup::fabric(&mut context.rng);
         let net = Net::new(Rng::new(context.rng.next()));
@@ -188,6 +193,7 @@ impl World {
             restores: Restores::default(),
             watches: Watches::default(),
             readers: Readers::default(),
+            healed_ms: 0,
             looks: 0,
             began: Instant::now(),
         };
@@ -231,6 +237,7 @@ impl World {
 
     /// At rest: streams have said all, and every archive is whole.
     fn look_at_last(&mut self) {
+        self.verify_now();
         self.check_watches();
         for at in self.group.active() {
             self.check_archive(at, true);
@@ -247,7 +254,9 @@ impl World {
                 continue;
             }
             looked_ms = now_ms;
-            rest_ms = checks::at_rest(self).then(|| rest_ms.unwrap_or(now_ms));
+            let fetching =
+                now_ms < self.healed_ms + FETCHED_WITHIN_MS && !self.archives_are_whole();
+            rest_ms = (checks::at_rest(self) && !fetching).then(|| rest_ms.unwrap_or(now_ms));
             let rested_ms = rest_ms.map_or(0, |since_ms| now_ms - since_ms);
             // An instance may have ended just now, and the leader has not heard of it.
             let settled = || rested_ms > 2 * REST_MS || checks::diverging(self).is_empty();
@@ -436,6 +445,7 @@ impl World {
     fn heal(&mut self) {
         self.context.note(format_args!("faults end"));
         self.healed = true;
+        self.healed_ms = self.context.now_ms;
         self.context.timeline.mark(Lane::Control, "faults end".into(), self.context.now_ms);
         for machine in 0..self.machines.len() {
             self.context.later(1, Event::Mend { machine });

@@ -10,7 +10,7 @@ use openraft::{Raft, async_runtime::watch::WatchReceiver};
 use tokio::{sync::watch, time::MissedTickBehavior};
 
 use crate::{
-    Archive, Leadership, ReplicaId,
+    Archive, Leadership, Member, ReplicaId,
     machine::Applier,
     replica::member,
     transport::{Peers, fetch_archive},
@@ -92,27 +92,40 @@ impl Observer {
     }
 }
 
-/// Fetches from the leader what the archive lacks after catching up by snapshot.
+/// Fetches from a peer what the archive lacks after catching up by snapshot. The leader is asked
+/// first and every other member in turn: a leader may lack records too, and it leads for long.
 pub(crate) async fn repair_archive(
+    own: ReplicaId,
+    raft: Raft<TypeConfig, Applier>,
     leadership: watch::Receiver<Leadership>,
     archive: Arc<Archive>,
     peers: Peers,
 ) {
     let mut ticks = tokio::time::interval(ARCHIVE_REPAIR_EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut asked = 0;
     loop {
         ticks.tick().await;
         if !archive.has_gap().unwrap_or(false) {
+            asked = 0;
             continue;
         }
-        let Leadership { leader: Some(leader), is_leader: false, .. } = leadership.borrow().clone()
-        else {
-            continue;
+        let members: Vec<Member> = {
+            let metrics = raft.metrics();
+            let metrics = metrics.borrow_watched();
+            metrics.membership_config.nodes().map(|(id, node)| member(*id, node)).collect()
         };
-        match fetch_archive(&peers, leader.id.0, &leader.addr, &archive).await {
-            Ok(true) => tracing::info!(from = leader.id.0, "the archive is whole again"),
-            Ok(false) => tracing::warn!(from = leader.id.0, "the leader's archive has a gap too"),
-            Err(error) => tracing::warn!(from = leader.id.0, %error, "archive not fetched yet"),
+        let leader = leadership.borrow().leader.clone();
+        let others = members.into_iter().filter(|other| Some(other) != leader.as_ref());
+        let all = leader.iter().cloned().chain(others).filter(|other| other.id != own);
+        let all: Vec<Member> = all.collect();
+        let Some(peer) = all.get(asked % all.len().max(1)) else { continue };
+        asked += 1;
+        let from = peer.id.0;
+        match fetch_archive(&peers, from, &peer.addr, &archive).await {
+            Ok(true) => tracing::info!(from, "the archive is whole again"),
+            Ok(false) => tracing::warn!(from, "the peer's archive does not fill the gap"),
+            Err(error) => tracing::warn!(from, %error, "archive not fetched yet"),
         }
     }
 }
