@@ -35,6 +35,8 @@ pub(crate) enum Arrived {
     HungUp { session: u64 },
     /// It answered a client.
     Answered { operation: usize, replica: ReplicaAt, told: Told },
+    /// It gave its vote, and says so.
+    Voted { voter: u64, term: u64, candidate: u64 },
     /// The log grew: the truth has more.
     Applied,
 }

@@ -225,6 +225,23 @@ impl World {
         }
     }
 
+    /// A vote is on its voter's disk before anybody hears of it.
+    pub(crate) fn check_vote(&mut self, voter: u64, term: u64, candidate: u64) {
+        let at = self.group.seats.iter().position(|seat| seat.id == voter);
+        let at = at.expect("a replica that votes has a seat");
+        if self.weakened == Some(at) || self.group.seats[at].damaged {
+            return;
+        }
+        self.context.checked.add(Invariant::OnQuorum, 1);
+        let on_disk = self.group.durable_vote(at);
+        if on_disk.is_none_or(|(kept, whom)| kept < term || (kept == term && whom != candidate)) {
+            let what = format!(
+                "replica {at} voted for {candidate} in term {term}, and has {on_disk:?} on disk"
+            );
+            self.context.finding(Invariant::OnQuorum, what);
+        }
+    }
+
     /// What was acknowledged is on the disks of a majority.
     pub(crate) fn check_on_quorum(&mut self, index: u64) {
         let members = self.group.members();
