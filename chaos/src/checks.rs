@@ -108,7 +108,7 @@ fn nothing_acknowledged_is_lost(world: &mut World, findings: &mut Vec<Finding>) 
         }
     }
     for operation in &world.operations {
-        let Some(answer) = &operation.answer else { continue };
+        let Some(answer) = operation.answer.as_ref().filter(|_| !operation.lost) else { continue };
         world.context.checked.add(Invariant::NothingLost, 1);
         let Some(command) = operation.command() else { continue };
         match command {
@@ -181,7 +181,7 @@ fn linearizable(world: &mut World, findings: &mut Vec<Finding>) {
 fn replay(world: &mut World, findings: &mut Vec<Finding>) {
     let hash = world.control.core.cluster().state_hash();
     world.context.checked.add(Invariant::SameHash, 1);
-    let mut replayed = Core::default();
+    let mut replayed = world.control.began.clone();
     for (index, entry) in &world.control.entries {
         replayed.apply_entry(*index, entry);
     }

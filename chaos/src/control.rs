@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 
 use rowen_server::Core;
-use rowen_state::{AllocationId, Command, Entry, JobId, JobState, Reply, RequestId};
+use rowen_state::{AllocationId, Cluster, Command, Entry, JobId, JobState, Reply, RequestId};
 
 use crate::{
     group::WALL_MS,
     invariant::Invariant,
     truth::{Fresh, News},
+    watches::Look,
     world::World,
 };
 
@@ -29,11 +30,17 @@ const VERIFIED: [Invariant; 7] = [
 #[derive(Debug, Default)]
 pub(crate) struct Control {
     pub(crate) core: Core,
-    /// Every entry, so that the state can be built again from nothing.
+    /// Every entry, so that the state can be built again from what it began with.
     pub(crate) entries: Vec<(u64, Entry)>,
+    /// What that was, if not nothing.
+    pub(crate) began: Core,
     /// Where each client's request is in the log, the first time.
     requests: BTreeMap<RequestId, u64>,
     ended: BTreeMap<JobId, JobState>,
+    /// What each job looked like to its watchers, and from which index on.
+    looks: BTreeMap<JobId, Vec<(u64, Look)>>,
+    /// What was given away for keeping: by key, with the index of the entry that wrote it.
+    pub(crate) kept: BTreeMap<Vec<u8>, (u64, Vec<u8>)>,
     /// When, in true time, the log first said that an allocation is to end.
     pub(crate) stopped_ms: BTreeMap<AllocationId, u64>,
 }
@@ -42,6 +49,42 @@ impl Control {
     /// Where a request is in the log.
     pub(crate) fn index_of(&self, request: &RequestId) -> Option<u64> {
         self.requests.get(request).copied()
+    }
+
+    /// What a job looked like after the entry at `index`.
+    pub(crate) fn look(&self, job: JobId, index: u64) -> Option<&Look> {
+        let looks = self.looks.get(&job)?;
+        looks.iter().rfind(|(from, _)| *from <= index).map(|(_, look)| look)
+    }
+
+    /// All goes on from this state, and with this archive.
+    pub(crate) fn go_back(&mut self, cluster: &Cluster, kept: BTreeMap<Vec<u8>, (u64, Vec<u8>)>) {
+        let index = cluster.applied();
+        let snapshot = cluster.to_snapshot().expect("a small state");
+        self.began = Core::default();
+        self.began.restore(&snapshot).expect("it was just written");
+        self.core = self.began.clone();
+        self.entries.clear();
+        self.kept = kept;
+        self.requests.retain(|_, at| *at <= index);
+        for looks in self.looks.values_mut() {
+            looks.retain(|(from, _)| *from <= index);
+        }
+        self.looks.retain(|_, looks| !looks.is_empty());
+        let ended = cluster.jobs().values().filter(|job| job.state.ended());
+        self.ended = ended.map(|job| (job.id, job.state)).collect();
+        let stops = |id| cluster.allocations().get(id).is_some_and(|a| a.stop.is_some());
+        self.stopped_ms.retain(|id, _| stops(*id));
+    }
+
+    fn note_looks(&mut self, index: u64) {
+        let Control { core, ended, looks, .. } = self;
+        for (id, job) in core.cluster().jobs().iter().filter(|(id, _)| !ended.contains_key(id)) {
+            let looks = looks.entry(id).or_default();
+            if looks.last().is_none_or(|(_, last)| !last.is_of(job)) {
+                looks.push((index, Look::of(job)));
+            }
+        }
     }
 }
 
@@ -68,6 +111,10 @@ impl World {
                 self.control.requests.entry(request.clone()).or_insert(index);
             }
             self.control.entries.push((index, entry));
+            for record in step.records {
+                self.control.kept.insert(record.key, (index, record.value));
+            }
+            self.control.note_looks(index);
             self.note_stops();
             self.check_commit(index);
         }

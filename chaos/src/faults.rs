@@ -46,7 +46,8 @@ impl World {
             0..=399 => self.sicken(machine, rng),
             // Software.
             400..=549 => self.kill_agent(machine, "killed agent", rng),
-            550..=609 => self.freeze_agent(machine, rng),
+            550..=594 => self.freeze_agent(machine, rng),
+            595..=609 => self.loop_agent(machine, rng),
             610..=679 => self.freeze_machine(machine, rng),
             680..=699 => {
                 self.count("broken stream", Some(machine));
@@ -118,6 +119,24 @@ impl World {
         self.context.timeline.span(Lane::Frozen(machine), "frozen", now_ms, until_ms);
     }
 
+    /// It dies as soon as it has come, and systemd starts it again, a hundred times.
+    fn loop_agent(&mut self, machine: MachineAt, rng: &mut Rng) {
+        self.count("agent in a loop", Some(machine));
+        self.context.note(format_args!("m{machine}: the agent is in a loop"));
+        let left = rng.between(30, 200) as u32;
+        self.context.later(1, Event::Loop { machine, left });
+    }
+
+    /// Once around.
+    pub(crate) fn next_loop(&mut self, machine: MachineAt, left: u32) {
+        self.machines[machine].kill_agent(&mut self.context);
+        self.context.later(2, Event::StartAgent { machine });
+        if left > 0 && !self.healed {
+            let in_ms = self.context.rng.between(20, 150);
+            self.context.later(in_ms, Event::Loop { machine, left: left - 1 });
+        }
+    }
+
     fn reboot(&mut self, machine: MachineAt, rng: &mut Rng) {
         if !self.machines[machine].powered {
             return;
@@ -125,6 +144,7 @@ impl World {
         self.count("rebooted machine", Some(machine));
         self.context.note(format_args!("m{machine}: the power fails"));
         self.machines[machine].power_off(&mut self.context);
+        self.lose_held(machine);
         let in_ms = rng.between(3_000, 60_000);
         self.context.later(in_ms, Event::PowerOn { machine });
     }
@@ -222,8 +242,11 @@ impl World {
             return;
         }
         self.context.note(format_args!("r{at}: killed, power cut {power_cut}"));
-        self.group.kill(at, power_cut);
+        // One that is alone refuses a torn log: an operator's word is needed then.
+        self.group.kill(at, power_cut && !self.restores.small);
         self.streams_end(at);
+        self.watches_end(at);
+        self.readers_end(at);
         let long = rng.chance(25);
         let in_ms = rng.between(200, if long { 60_000 } else { 5_000 });
         self.context.later(in_ms, Event::StartReplica { replica: at });

@@ -11,6 +11,7 @@ use rowen_raft::{
     sim_disk::SimDisk,
 };
 use rowen_server::{Config, PeerCalls, Shell, SimulatedMachine};
+use rowen_state::codec::READS_VERSION;
 use tonic::Status;
 
 use crate::{
@@ -64,6 +65,8 @@ pub(crate) struct Seat {
     pub(crate) matched: u64,
     /// Bytes of what clients ask of its process and wait for.
     pub(crate) waiting_bytes: Arc<AtomicUsize>,
+    /// The newest cluster version that the build on it reads.
+    pub(crate) reads: u32,
 }
 
 impl Group {
@@ -91,8 +94,14 @@ impl Group {
             dying: None,
             matched: 0,
             waiting_bytes: Arc::default(),
+            reads: READS_VERSION,
         });
         self.seats.len() - 1
+    }
+
+    /// Its disk is empty again.
+    pub(crate) fn empty(&mut self, at: ReplicaAt, seed: u64) {
+        self.seats[at].disk = SimDisk::new(seed);
     }
 
     /// Starts its process. `founders`: of these the group is made, if it is not yet.
@@ -110,6 +119,7 @@ impl Group {
         let opening = Opening {
             replica: at,
             life: seat.life,
+            reads: seat.reads,
             addr: seat.addr.clone(),
             config: raft_config(seat.id, &timing),
             disk: seat.disk.clone(),
@@ -233,7 +243,7 @@ pub(crate) fn address(at: ReplicaAt) -> String {
     format!("r{at}:7077")
 }
 
-fn raft_config(id: u64, timing: &Timing) -> ReplicaConfig {
+pub(crate) fn raft_config(id: u64, timing: &Timing) -> ReplicaConfig {
     ReplicaConfig {
         heartbeat_ms: timing.raft_heartbeat_ms,
         election_min_ms: timing.raft_heartbeat_ms * 4,
@@ -245,6 +255,8 @@ fn raft_config(id: u64, timing: &Timing) -> ReplicaConfig {
         segment_bytes: timing.segment_bytes,
         max_entry_bytes: MAX_ENTRY_BYTES,
         max_pending_bytes: MAX_PENDING_BYTES,
+        archive_period_entries: timing.archive_period_entries,
+        archive_retain: timing.archive_retain,
         ..ReplicaConfig::new(ReplicaId(id), "/rowen")
     }
 }
@@ -256,8 +268,8 @@ fn server_config(id: u64, addr: &str, timing: &Timing) -> Config {
         listen: std::net::SocketAddr::from(([127, 0, 0, 1], 7077)),
         advertise: Some(addr.to_owned()),
         bootstrap: false,
-        agents_per_s: None,
-        archive_retain: rowen_raft::ARCHIVE_RETAIN,
+        agents_per_s: timing.agents_per_s,
+        archive_retain: timing.archive_retain,
         accept_torn_tail: false,
         timing: rowen_server::Timing {
             node_lease_ms: timing.node_lease_ms,
@@ -273,6 +285,7 @@ fn server_config(id: u64, addr: &str, timing: &Timing) -> Config {
 struct Opening {
     replica: ReplicaAt,
     life: u64,
+    reads: u32,
     addr: String,
     config: ReplicaConfig,
     disk: SimDisk,
@@ -301,7 +314,8 @@ impl Opening {
 
     async fn open(self) -> Result<Arc<Shell>, String> {
         let (machine, feed) = SimulatedMachine::new();
-        let watched = Watched { machine, replica: self.replica, truth: self.truth };
+        let watched =
+            Watched { machine, replica: self.replica, reads: self.reads, truth: self.truth };
         let id = self.config.id.0;
         let opened =
             Replica::open_on(self.config, watched, Arc::new(self.disk), Arc::clone(&self.network));
@@ -314,7 +328,7 @@ impl Opening {
         }
         let config = server_config(id, &self.addr, &self.timing);
         let phones = Phones { net: self.phones.net.clone(), ..self.phones.clone() };
-        let calls = Arc::new(Phone { from: id, phones });
+        let calls = Arc::new(Phone { from: id, reads: self.reads, phones });
         let shell = Arc::new(Shell::simulate(config, replica, feed, calls));
         self.phones.listen(&self.addr, id, &shell, &self.process);
         Ok(shell)
@@ -337,6 +351,7 @@ struct Line {
 
 struct Phone {
     from: u64,
+    reads: u32,
     phones: Phones,
 }
 
@@ -397,5 +412,9 @@ impl PeerCalls for Phone {
         let call =
             |shell: Arc<Shell>| async move { shell.peers().quarantine(request).await.map(drop) };
         self.ask(peer, call).await
+    }
+
+    fn reads_version(&self) -> u32 {
+        self.reads
     }
 }

@@ -17,7 +17,9 @@ mod history;
 mod inbox;
 mod invariant;
 mod journal;
+mod kept;
 mod linear;
+mod logs;
 mod machine;
 mod message;
 mod minimise;
@@ -25,11 +27,13 @@ mod net;
 mod operators;
 mod planted;
 mod report;
+mod restore;
 mod rng;
 mod setup;
 mod streams;
 mod timeline;
 mod truth;
+mod watches;
 mod workers;
 mod world;
 
@@ -92,6 +96,9 @@ struct Sim {
     /// Leaves out of a failing seed whatever it does not need to fail.
     #[arg(long, requires = "seed")]
     minimise: bool,
+    /// For how many minutes of each run faults are on; 2 to 10 unless said.
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..=100_000))]
+    minutes: Option<u64>,
     /// With a bug planted on purpose, by name.
     #[arg(long)]
     plant: Option<String>,
@@ -131,6 +138,12 @@ struct PlantedArgs {
     json: bool,
 }
 
+impl Sim {
+    fn options(&self, seed: u64) -> Options {
+        Options { seed, drop: self.drop.0.clone(), minutes: self.minutes }
+    }
+}
+
 /// A set of draws, as an argument.
 #[derive(Clone, Debug, Default)]
 struct Dropped(BTreeSet<Draw>);
@@ -157,7 +170,7 @@ fn sim(args: &Sim) -> anyhow::Result<ExitCode> {
     }
     let began = cpu_time();
     let one = |seed| {
-        let options = Options { seed, drop: args.drop.0.clone() };
+        let options = args.options(seed);
         if args.twice { run_twice(&options) } else { run_options(&options) }
     };
     let mut summary = Summary::default();
@@ -165,8 +178,7 @@ fn sim(args: &Sim) -> anyhow::Result<ExitCode> {
         let outcome = one(seed);
         show(args, &outcome)?;
         if args.minimise && !outcome.findings.is_empty() {
-            let options = Options { seed, drop: args.drop.0.clone() };
-            let least = minimise::minimise(&options, run_options);
+            let least = minimise::minimise(&args.options(seed), run_options);
             let least = least.context("it does not fail a second time")?;
             write!(std::io::stdout(), "{}", least.report())?;
         }
@@ -176,7 +188,8 @@ fn sim(args: &Sim) -> anyhow::Result<ExitCode> {
     }
     let mut out = std::io::stdout().lock();
     let wall = cpu_time().saturating_sub(began);
-    let command = format!("chaos sim --seeds {}..{}", range.start, range.end);
+    let minutes = args.minutes.map(|minutes| format!(" --minutes {minutes}")).unwrap_or_default();
+    let command = format!("chaos sim --seeds {}..{}{minutes}", range.start, range.end);
     if args.json {
         writeln!(std::io::stderr(), "{}", summary.failures())?;
         writeln!(out, "{}", summary.figures(&command, wall).json())?;
@@ -268,7 +281,7 @@ fn run_options(options: &Options) -> Outcome {
         let text = panic.downcast_ref::<String>().map(String::as_str);
         let what = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
         let finding = Finding::new(Invariant::of_panic(what), format!("panicked: {what}"));
-        Outcome { seed, findings: vec![finding], ..Outcome::default() }
+        Outcome { seed, minutes: options.minutes, findings: vec![finding], ..Outcome::default() }
     })
 }
 

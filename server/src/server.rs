@@ -32,6 +32,9 @@ pub(crate) struct Server {
     pub(crate) sessions: Sessions,
     pub(crate) peers: Peers,
     pub(crate) checkpoints: Arc<Checkpoints>,
+    /// Held by an operator's change from reading the timing until the changed one is in the state:
+    /// two at once would each put the other's fields back.
+    pub(crate) changing_timing: tokio::sync::Mutex<()>,
     /// Why this replica must stop serving.
     pub(crate) stopped: watch::Sender<Option<String>>,
 }
