@@ -1,6 +1,11 @@
 //! The clients of a world: what they ask, of which replica, how often again, and what they were
 //! told. Each asks one thing under one request id until it is answered.
 
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
+};
+
 use rowen_api::v1::{
     self, cluster_service_server::ClusterService as _, job_service_server::JobService as _,
 };
@@ -13,6 +18,7 @@ use tonic::Status;
 
 use crate::{
     draws::Drawn,
+    group::MAX_PENDING_BYTES,
     history::{Answer, Op},
     inbox::Arrived,
     invariant::Invariant,
@@ -185,9 +191,11 @@ impl World {
         };
         let (shell, inbox) = (shell.clone(), self.inbox.clone());
         let want = self.operations[operation].want.clone();
+        let waiting_bytes = Arc::clone(&seat.waiting_bytes);
         process.spawn(async move {
             let told = match want {
                 Want::Write(command) => {
+                    let _waiting = Waiting::new(waiting_bytes, &command);
                     match shell.propose(request_id(operation), *command).await {
                         Ok((index, reply)) => Told::Done { reply, index },
                         Err(status) => failed(&status),
@@ -217,6 +225,20 @@ impl World {
             drop(shell);
             inbox.push(Arrived::Answered { operation, replica, told });
         });
+    }
+
+    /// What a replica has taken and not answered is bounded.
+    pub(crate) fn check_waiting(&mut self) {
+        for at in 0..self.group.seats.len() {
+            let seat = &self.group.seats[at];
+            let bytes = seat.waiting_bytes.load(Ordering::Relaxed);
+            if bytes == 0 || seat.process.is_none() {
+                continue;
+            }
+            let over = bytes > MAX_PENDING_BYTES;
+            let what = || format!("replica {at}: requests of {bytes} bytes wait to be answered");
+            self.context.check(Invariant::Bounded, over.then(what));
+        }
     }
 
     /// A replica answers.
@@ -361,8 +383,25 @@ impl World {
                 }
                 return None;
             }
+            95 => {
+                self.flood(rng);
+                return None;
+            }
             _ => Command::UndrainNode(rng.pick(&out)?),
         })
+    }
+
+    /// Somebody's script submits large jobs all at once; none is valid, or they would be all there is.
+    fn flood(&mut self, rng: &mut Rng) {
+        self.count("flood of requests", None);
+        self.context.note(format_args!("a flood of requests"));
+        for _ in 0..rng.between(8, 16) {
+            self.jobs += 1;
+            let mut spec = setup::job(self.jobs, rng);
+            spec.workers = 0;
+            spec.env.insert("DATA".into(), "x".repeat(rng.between(8, 24) as usize * 1_024));
+            self.begin(Command::SubmitJob(spec));
+        }
     }
 
     /// An operator adds a replica, or takes one out.
@@ -396,6 +435,30 @@ impl World {
         self.count("replica taken out", None);
         self.context.note(format_args!("r{at}: taken out"));
         self.begin(Command::RemoveReplica(id));
+    }
+}
+
+/// A request that a replica has taken, until it is answered.
+struct Waiting {
+    all_bytes: Arc<AtomicUsize>,
+    bytes: usize,
+}
+
+impl Waiting {
+    /// Counted with what its entry holds at least.
+    fn new(all_bytes: Arc<AtomicUsize>, command: &Command) -> Waiting {
+        let bytes = match command {
+            Command::SubmitJob(spec) => spec.env.values().map(String::len).sum(),
+            _ => 0,
+        };
+        all_bytes.fetch_add(bytes, Ordering::Relaxed);
+        Waiting { all_bytes, bytes }
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.all_bytes.fetch_sub(self.bytes, Ordering::Relaxed);
     }
 }
 

@@ -176,6 +176,16 @@ impl World {
                 }
             }
         }
+        for (machine, key) in context.journal.all_living() {
+            let allocation = cluster.allocations().get(AllocationId(key.allocation));
+            let task = allocation.and_then(|allocation| allocation.tasks.get(key.rank as usize));
+            if !task.is_some_and(|task| task.phase.live()) {
+                let what = format!(
+                    "let go too early at #{index}: {key:?} still runs on machine {machine}"
+                );
+                context.finding(Invariant::NotTooEarly, what);
+            }
+        }
         for (id, job) in cluster.jobs().iter() {
             let ended = control.ended.get(&id).copied();
             if ended.is_some_and(|ended| ended != job.state) {

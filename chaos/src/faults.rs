@@ -48,8 +48,8 @@ impl World {
             400..=549 => self.kill_agent(machine, "killed agent", rng),
             550..=594 => self.freeze_agent(machine, rng),
             595..=609 => self.loop_agent(machine, rng),
-            610..=649 => self.freeze_machine(machine, rng),
-            650..=699 => {
+            610..=679 => self.freeze_machine(machine, rng),
+            680..=699 => {
                 self.count("broken stream", Some(machine));
                 let session = self.machines[machine].agent.as_ref().and_then(|a| a.session);
                 if let Some(session) = session {
@@ -110,8 +110,9 @@ impl World {
     /// SIGSTOP of everything, or a suspended virtual machine: its clock goes on.
     fn freeze_machine(&mut self, machine: MachineAt, rng: &mut Rng) {
         self.count("frozen machine", Some(machine));
+        // Long ones outlast the node lease and all margins: then only the agent's fence is left.
         let for_ms =
-            if rng.chance(50) { rng.between(5_000, 60_000) } else { rng.between(50, 5_000) };
+            if rng.chance(60) { rng.between(10_000, 90_000) } else { rng.between(50, 5_000) };
         self.context.note(format_args!("m{machine} is frozen for {for_ms} ms"));
         let (now_ms, until_ms) = (self.context.now_ms, self.context.now_ms + for_ms);
         self.machines[machine].freeze(until_ms, &mut self.context);
@@ -176,7 +177,8 @@ impl World {
                 self.group.net().cut(from, to, true);
                 self.context.later(in_ms, Event::Uncut { from, to });
             }
-            4..=7 => {
+            4 => self.cut_leader_off(rng),
+            5..=7 => {
                 self.count("partition", None);
                 let mut island: BTreeSet<Host> =
                     hosts.into_iter().filter(|_| rng.chance(40)).collect();
@@ -192,6 +194,21 @@ impl World {
                 self.group.net().redraw();
             }
         }
+    }
+
+    /// The leader is alone with some of the machines, for longer than a node lease: the others
+    /// elect another, and must not believe what only this one still says.
+    fn cut_leader_off(&mut self, rng: &mut Rng) {
+        let Some((_, leader)) = self.group.leader() else { return };
+        self.count("leader cut off", None);
+        let machines = (0..self.machines.len()).filter(|_| rng.chance(60)).map(Host::Machine);
+        let mut island: BTreeSet<Host> = machines.collect();
+        island.insert(Host::Replica(self.group.seats[leader].id));
+        let in_ms = rng.between(5_000, 60_000);
+        self.context.note(format_args!("{island:?} are cut off for {in_ms} ms"));
+        self.group.net().split(Some(island));
+        self.splits += 1;
+        self.context.later(in_ms, Event::Unsplit { number: self.splits });
     }
 
     fn replica_fault(&mut self, rng: &mut Rng) {

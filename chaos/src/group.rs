@@ -2,7 +2,7 @@
 //! simulated disk, machine clock and network. Starts, kills and freezes them; which and when is
 //! drawn elsewhere.
 
-use std::sync::Arc;
+use std::sync::{Arc, atomic::AtomicUsize};
 
 use rowen_api::v1;
 use rowen_raft::{
@@ -25,6 +25,11 @@ use crate::{
 
 /// Entries that a follower may not have applied yet: time goes into the log all the while.
 const ON_THE_WAY: u64 = 8;
+
+/// What may be proposed to a replica and not yet be answered: little, so that a few large requests
+/// reach it.
+const MAX_ENTRY_BYTES: usize = 64 << 10;
+pub(crate) const MAX_PENDING_BYTES: usize = MAX_ENTRY_BYTES + 1_024;
 
 /// Unix time when a world begins.
 pub(crate) const WALL_MS: u64 = 1_700_000_000_000;
@@ -58,6 +63,8 @@ pub(crate) struct Seat {
     pub(crate) dying: Option<bool>,
     /// What a leader knew to be on its disk when its process ended.
     pub(crate) matched: u64,
+    /// Bytes of what clients ask of its process and wait for.
+    pub(crate) waiting_bytes: Arc<AtomicUsize>,
     /// The newest cluster version that the build on it reads.
     pub(crate) reads: u32,
 }
@@ -86,6 +93,7 @@ impl Group {
             retired: false,
             dying: None,
             matched: 0,
+            waiting_bytes: Arc::default(),
             reads: READS_VERSION,
         });
         self.seats.len() - 1
@@ -101,6 +109,7 @@ impl Group {
         let (slow_us, timing) = (rng.between(50, 8_000), self.timing);
         let seat = &mut self.seats[at];
         seat.life += 1;
+        seat.waiting_bytes = Arc::default();
         let process = Process::new(rng.next(), seat.clock.clone());
         seat.process = Some(process.clone());
         seat.disk.slow(
@@ -217,6 +226,13 @@ impl Group {
         sim::durable_last(&seat.disk, &raft_config(seat.id, &self.timing))
     }
 
+    /// The vote, term and candidate, that is on the medium of its disk.
+    pub(crate) fn durable_vote(&self, at: ReplicaAt) -> Option<(u64, u64)> {
+        let seat = &self.seats[at];
+        let vote = sim::durable_vote(&seat.disk, &raft_config(seat.id, &self.timing));
+        vote.map(|(term, candidate)| (term, candidate.0))
+    }
+
     pub(crate) fn net(&self) -> &Net {
         &self.net
     }
@@ -237,6 +253,8 @@ pub(crate) fn raft_config(id: u64, timing: &Timing) -> ReplicaConfig {
         keep_log: timing.keep_log,
         retain_entries: timing.keep_log,
         segment_bytes: timing.segment_bytes,
+        max_entry_bytes: MAX_ENTRY_BYTES,
+        max_pending_bytes: MAX_PENDING_BYTES,
         archive_period_entries: timing.archive_period_entries,
         archive_retain: timing.archive_retain,
         ..ReplicaConfig::new(ReplicaId(id), "/rowen")

@@ -38,6 +38,8 @@ pub(crate) enum Arrived {
     HungUp { session: u64 },
     /// It answered a client.
     Answered { operation: usize, replica: ReplicaAt, told: Told },
+    /// It gave its vote, and says so.
+    Voted { voter: u64, term: u64, candidate: u64 },
     /// It gave a backup.
     BackedUp { bytes: Vec<u8> },
     /// A disk was made of a backup, as a replica of that id.

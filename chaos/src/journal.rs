@@ -133,6 +133,12 @@ impl Journal {
         living.into_iter().find(|key| !self.excused.contains(&(machine, *key)))
     }
 
+    /// Tasks whose processes live, with their machines, but for those that are excused.
+    pub(crate) fn all_living(&self) -> BTreeSet<(MachineAt, TaskKey)> {
+        let living = self.living.iter().map(|((machine, _), key)| (*machine, *key));
+        living.filter(|task| !self.excused.contains(task)).collect()
+    }
+
     /// Workers of an attempt that ran to their own end.
     pub(crate) fn done(&self, job: JobId, attempt: u32) -> u32 {
         self.done.get(&(job, attempt)).map_or(0, |ranks| ranks.len() as u32)

@@ -26,6 +26,8 @@ const RESEND_MS: u64 = 1_000;
 /// As the agent's stream has them.
 const SILENT_HEARTBEATS: u64 = 4;
 const CONNECT_MS: u64 = 2_000;
+/// Wishes that come a second time, of a hundred.
+const AGAIN_PERCENT: u64 = 4;
 /// Roundings, and what a shim's own clock is late by.
 const SLACK_MS: u64 = 200;
 /// A shim looks at the node lease this often.
@@ -608,6 +610,13 @@ impl Machine {
         }
         let arrives_ms = context.now_ms + context.rng.between(1, 30);
         self.link.down_last_ms = arrives_ms.max(self.link.down_last_ms);
+        // A wish may come once more, when newer ones have come: no stream does that, and the agent
+        // must not lean on it.
+        if matches!(message, ToAgent::Desired { .. }) && context.rng.chance(AGAIN_PERCENT) {
+            let again_ms = self.link.down_last_ms + context.rng.between(50, 5_000);
+            let message = message.clone();
+            context.events.add(again_ms, Event::Down { machine, session, message });
+        }
         context.events.add(self.link.down_last_ms, Event::Down { machine, session, message });
     }
 }

@@ -133,9 +133,9 @@ struct PlantedArgs {
     /// From how many starting points each is looked for, at most 5.
     #[arg(long, default_value_t = 5)]
     starts: usize,
-    /// Those too that need openraft, disks and streams.
-    #[arg(long)]
-    later: bool,
+    /// Starting points side by side.
+    #[arg(long, default_value_t = 1)]
+    jobs: usize,
     /// Prints one JSON object instead of a table.
     #[arg(long)]
     json: bool,
@@ -203,7 +203,7 @@ fn sim(args: &Sim) -> anyhow::Result<ExitCode> {
 }
 
 /// What this process has used of a core: others may use it too, and a figure must not depend on them.
-fn cpu_time() -> Duration {
+pub(crate) fn cpu_time() -> Duration {
     const TICK_MS: u64 = 10;
     let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
     // After the name in brackets, which may hold spaces: the 12th and 13th are user and system time.
@@ -241,7 +241,10 @@ fn hunt(args: &PlantedArgs) -> anyhow::Result<ExitCode> {
     let bugs = ready.map_err(anyhow::Error::msg)?;
     // A planted bug may well break an assertion: that is what it is there for.
     std::panic::set_hook(Box::new(|_| {}));
-    let planted = planted::hunt(&bugs, args.within, args.starts, args.later);
+    let planted = planted::hunt(&bugs, args.within, args.starts, args.jobs, |row| {
+        // As they come: all of them take long.
+        write!(std::io::stderr(), "{row}").ok();
+    });
     let mut out = std::io::stdout().lock();
     match args.json {
         true => writeln!(out, "{}", planted.figures("chaos planted").json())?,

@@ -149,7 +149,8 @@ impl World {
         // A log, a torn end of one, a snapshot.
         let damage = ["corrupt", "accept_torn_tail", "restore this replica"];
         if damage.iter().any(|word| why.contains(word)) {
-            if self.weakened != Some(at) {
+            // One that is to go anyway is not waited for: its corrupt disk no longer counts as weak.
+            if self.weakened != Some(at) && !self.group.seats[at].retired {
                 let what = format!("replica {at} refuses a disk that nobody touched: {why}");
                 self.context.finding(Invariant::NothingTruncated, what);
             }
@@ -259,6 +260,23 @@ impl World {
                 self.kill_replica(at, true, &mut rng);
             }
             self.context.later(100, Event::StartReplica { replica: at });
+        }
+    }
+
+    /// A vote is on its voter's disk before anybody hears of it.
+    pub(crate) fn check_vote(&mut self, voter: u64, term: u64, candidate: u64) {
+        let at = self.group.seats.iter().rposition(|seat| seat.id == voter);
+        let at = at.expect("a replica that votes has a seat");
+        if self.weakened == Some(at) || self.group.seats[at].damaged {
+            return;
+        }
+        self.context.checked.add(Invariant::OnQuorum, 1);
+        let on_disk = self.group.durable_vote(at);
+        if on_disk.is_none_or(|(kept, whom)| kept < term || (kept == term && whom != candidate)) {
+            let what = format!(
+                "replica {at} voted for {candidate} in term {term}, and has {on_disk:?} on disk"
+            );
+            self.context.finding(Invariant::OnQuorum, what);
         }
     }
 

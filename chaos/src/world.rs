@@ -167,8 +167,8 @@ impl World {
         let mut context = Context::new(options.seed, options.tail);
         let timing = Timing::draw(&mut context.rng);
         let fabric = setup::fabric(&mut context.rng);
-        let net = Net::new(Rng::new(context.rng.next()));
         let inbox = Inbox::default();
+        let net = Net::new(Rng::new(context.rng.next()), inbox.clone());
         let truth = Truth::new(inbox.clone());
         let group = Group::new(net, inbox.clone(), truth.clone(), timing);
         let mut world = World {
@@ -306,6 +306,7 @@ impl World {
         while let Some(arrived) = self.inbox.take() {
             self.arrived(arrived);
         }
+        self.check_waiting();
         while let Some(event) = self.context.events.take_due(self.context.now_ms) {
             self.happen(event);
         }
@@ -319,6 +320,7 @@ impl World {
             Arrived::Answered { operation, replica, told } => {
                 self.answers(operation, replica, told);
             }
+            Arrived::Voted { voter, term, candidate } => self.check_vote(voter, term, candidate),
             Arrived::BackedUp { bytes } => self.backed_up(bytes),
             Arrived::Made { replica, life, made } => self.made(replica, life, made),
             Arrived::Watched { watch, stream, shown } => self.watch_says(watch, stream, shown),
