@@ -349,3 +349,44 @@ fn less(room: Room, gpus: GpuMask, claim: &Claim, workers: u32) -> Room {
     let host = room.host.plus(-(claim.cpus as i64) * workers, -(claim.memory_mib as i64) * workers);
     Room { free: room.free.without(gpus), host }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::slots::tests::{claim, cluster};
+
+    /// A node of which only the rows were known is the same, once loaded, as one that was loaded
+    /// before: after an eviction, after more was taken of it, and after the way back.
+    #[test]
+    fn a_move_told_by_rows_is_the_move_of_owners() {
+        let cluster = cluster();
+        let (mut by_rows, mut by_owners) = (Draft::new(&cluster), Draft::new(&cluster));
+        let pos = by_rows.positions().find(|pos| by_rows.rooms().evictable(*pos).only.is_some());
+        let pos = pos.expect("a third of the nodes have one filler");
+        by_owners.node(pos);
+        let row = by_rows.rooms().evictable(pos);
+        assert!(by_rows.rows_tell(pos, &row) && by_owners.rows_tell(pos, &row));
+        let (victim, theirs) = (row.only.expect("found for it"), row.gpus);
+        let gpus = theirs.or(by_rows.room(pos).free.lowest(1).expect("5 are free"));
+        let before = by_rows.checkpoint();
+        for draft in [&mut by_rows, &mut by_owners] {
+            draft.take_from_only(pos, victim, gpus, &claim(4), 1);
+            let free = draft.room(pos).free.lowest(2).expect("4 are free");
+            draft.take_free(pos, free, &claim(1), 2);
+            assert!(!draft.rows_tell(pos, &row), "it moved");
+        }
+        assert!(by_rows.loaded(pos).is_none(), "nobody asked for its owners");
+        assert_eq!(by_rows.room(pos), by_owners.room(pos));
+        assert_eq!(by_rows.evictable(pos), by_owners.evictable(pos));
+        assert_eq!(by_rows.leaving_at(pos), by_owners.leaving_at(pos));
+        assert_eq!(by_rows.node(pos), by_owners.node(pos));
+        for level in Level::ALL {
+            let domain = by_rows.index().domain_of(pos, level);
+            assert_eq!(by_rows.free_in(domain), by_owners.free_in(domain), "{level}");
+        }
+        by_rows.rollback(before);
+        let fresh = Draft::new(&cluster);
+        assert_eq!(by_rows.evictable(pos), row);
+        assert_eq!(by_rows.node(pos), fresh.node(pos));
+    }
+}

@@ -29,7 +29,7 @@ pub(crate) enum Fate {
 }
 
 /// An allocation's share of a node.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Tenant {
     pub(crate) allocation: AllocationId,
     pub(crate) fate: Fate,
@@ -44,7 +44,7 @@ pub(crate) struct Tenant {
 }
 
 /// A node as a draft sees it.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct DraftNode {
     pub(crate) free: GpuMask,
     /// By allocation id. Empty where nothing new may be placed.

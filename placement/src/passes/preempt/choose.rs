@@ -14,7 +14,10 @@ use rowen_state::AllocationId;
 use rowen_topology::{DomainId, NodePos};
 
 use super::Search;
-use crate::{floors::loss_of_only, node::Offer};
+use crate::{
+    floors::loss_of_only,
+    node::{DraftNode, Offer},
+};
 
 /// Who leaves.
 pub(super) struct Choice {
@@ -58,7 +61,10 @@ pub(super) fn choose(search: &Search<'_, '_>, domain: DomainId) -> Option<Choice
             missing -= bid.more;
         }
         match bid.of {
-            Of::Only if taken => victims.push(search.only(bid.pos)),
+            Of::Only if taken => {
+                debug_assert!(search.owners_agree(&bid), "the rows of {:?} lie", bid.pos);
+                victims.push(search.only(bid.pos));
+            }
             Of::Only => bids.push(Reverse(Bid { more: missing, ..bid })),
             Of::Floor => {
                 let node = Looked::new(search, bid.pos, missing);
@@ -124,6 +130,19 @@ impl Search<'_, '_> {
             only: true,
             stays: false,
         }
+    }
+
+    /// Whether a look at the owners of a node gives what its rows told.
+    fn owners_agree(&self, bid: &Bid) -> bool {
+        let view = self.draft.view;
+        let node = DraftNode::load(view, view.node_at(bid.pos), self.draft.room(bid.pos));
+        let workers = self.free.at(bid.pos) + bid.more;
+        let only = self.only(bid.pos);
+        node.offers(&self.ask.claim, workers..=workers).iter().any(|offer| {
+            let [victim] = offer.victims[..] else { return false };
+            (victim.allocation, victim.notice_ms) == (only.allocation, only.notice_ms)
+                && [only.loss_micros, bid.micros] == [bounded(victim.loss_micros); 2]
+        })
     }
 
     /// Workers that a node holds once those have gone who do not stay after all, `but` for one.
