@@ -106,6 +106,8 @@ pub enum StopReason {
     Withdrawn,
     /// The filler's file changed what an instance runs.
     Redeployed,
+    /// A GPU of it is down.
+    GpuDown,
 }
 
 /// An allocation on its way out.

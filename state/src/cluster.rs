@@ -4,7 +4,7 @@ use std::{cmp::Reverse, collections::BTreeMap, sync::Arc};
 
 use imbl::{OrdMap, OrdSet};
 use rowen_planted::{Bug, planted};
-use rowen_topology::{FabricRecord, FlatIndex, NodePos};
+use rowen_topology::{FabricRecord, FlatIndex, Impaired, NodePos, Offers};
 use serde::Serialize;
 use xxhash_rust::xxh3::xxh3_128;
 
@@ -12,6 +12,7 @@ use crate::{
     Allocation, AllocationId, Effect, Epoch, Filler, FillerId, GpuMask, InForce, Job, JobId,
     JobState, Node, NodeId, Outcome, Owner, Place, Record, Replica, ReplicaId, StopReason, Table,
     codec::{self, READS_VERSION, Row, Stored},
+    health::{self, Health, Part, Parts},
     ledger::UsageKey,
     requests::Requests,
     rooms::{self, Rooms, Rows},
@@ -70,6 +71,8 @@ pub struct Cluster {
     pub(crate) replicas: Table<ReplicaId, Replica>,
     pub(crate) usage: OrdMap<UsageKey, u64>,
     pub(crate) requests: Requests,
+    /// Faulty GPUs and links. From version 2 on; empty before.
+    pub(crate) health: Parts,
     pub(crate) derived: Derived,
 }
 
@@ -93,6 +96,8 @@ pub(crate) struct Derived {
     /// Hash of the fabric and digest of usage lines, brought up to date with them.
     pub(crate) fabric_hash: u128,
     pub(crate) usage_digest: u128,
+    /// Nodes that faulty links slow down, by position.
+    pub(crate) impaired: Arc<Vec<Impaired>>,
 }
 
 impl Default for Cluster {
@@ -128,6 +133,7 @@ impl Cluster {
             replicas: Table::new(6),
             usage: OrdMap::new(),
             requests: Requests::default(),
+            health: Parts::default(),
             derived: Derived::empty(&fabric, FIRST_VERSION),
             fabric: Arc::new(fabric),
         }
@@ -295,7 +301,31 @@ impl Cluster {
             ],
             &mut bytes,
         );
+        if self.meta.version >= 2 {
+            codec::canonical(&self.health.digest(), &mut bytes);
+        }
         xxh3_128(&bytes)
+    }
+
+    /// Parts of the fabric that are not as they should be.
+    pub fn health(&self) -> impl ExactSizeIterator<Item = (&Part, &Health)> {
+        self.health.rows().iter()
+    }
+
+    /// How a part is; `None`: as it should be.
+    pub fn health_of(&self, part: &Part) -> Option<&Health> {
+        self.health.rows().get(part)
+    }
+
+    /// Nodes whose GPUs reach others at less than full speed, by position.
+    pub fn impaired(&self) -> &[Impaired] {
+        &self.derived.impaired
+    }
+
+    /// What each domain can offer with its links as they are.
+    pub fn offers(&self) -> Offers {
+        let faults = health::link_faults(self.health.rows().iter());
+        rowen_topology::offers(&self.fabric, &self.derived.index, &faults)
     }
 
     /// GPUs a node could give to a gang by evicting fillers: owned by instances
@@ -520,6 +550,9 @@ impl Cluster {
         self.allocations.rise(to);
         self.replicas.rise(to);
         self.derived.fabric_hash = fabric_hash(&self.fabric, to);
+        if to == 2 {
+            self.adopt_sick_gpus();
+        }
     }
 
     /// The archive's keys of a job's story begin so; then index and line number.
@@ -623,6 +656,7 @@ impl Cluster {
         derived.stopping = stopping.map(|(id, _)| id).collect();
         self.derived = derived;
         self.rehash_derived();
+        self.derive_impaired();
         for id in self.nodes.iter().map(|(id, _)| id).collect::<Vec<_>>() {
             self.refresh_index(id);
         }
@@ -649,6 +683,7 @@ impl Derived {
             stopping: OrdSet::new(),
             fabric_hash: fabric_hash(fabric, version),
             usage_digest: 0,
+            impaired: Arc::default(),
         }
     }
 }

@@ -13,6 +13,7 @@ mod command;
 mod filler;
 #[doc(hidden)]
 pub mod fuzz;
+mod health;
 mod id;
 mod job;
 mod ledger;
@@ -36,6 +37,7 @@ pub use command::{
     TaskReport,
 };
 pub use filler::{Filler, FillerState};
+pub use health::{Health, Part, PartReport, Seer, WHOLE_MILLI};
 pub use id::{AllocationId, Epoch, FillerId, GpuMask, JobId, NodeId, ReplicaId};
 pub use job::{Hold, Job, JobEvent, JobState};
 pub use ledger::{Class, Meter, UsageKey};

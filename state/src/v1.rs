@@ -111,7 +111,8 @@ impl CommandV1 {
             Command::ForgetNode(node) => CommandV1::ForgetNode(node),
             Command::RaiseVersion { .. }
             | Command::SetTiming { .. }
-            | Command::SettleTiming { .. } => return None,
+            | Command::SettleTiming { .. }
+            | Command::SetHealth(_) => return None,
         })
     }
 }
@@ -211,6 +212,7 @@ impl From<SnapshotV1> for Snapshot {
             replicas: old.replicas,
             usage: old.usage,
             requests: old.requests,
+            health: Vec::new(),
         }
     }
 }

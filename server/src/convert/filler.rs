@@ -136,5 +136,6 @@ pub(super) fn stop_reason(reason: StopReason) -> String {
         StopReason::TimeLimit => "the time limit is over".into(),
         StopReason::Withdrawn => "the filler is withdrawn".into(),
         StopReason::Redeployed => "the filler was deployed anew".into(),
+        StopReason::GpuDown => "a GPU of it is down".into(),
     }
 }
