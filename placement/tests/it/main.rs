@@ -6,4 +6,5 @@ mod explains;
 mod plans;
 mod properties;
 mod steady;
+mod validator;
 mod world;
