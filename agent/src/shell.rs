@@ -65,7 +65,8 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> anyhow::
     let drop_link = Arc::new(Notify::new());
     let mut shell = Shell::open(config, news_in, ready_in, drop_link.clone()).await?;
     let simulated = shell.config.simulate.is_some().then(|| shell.dir.clone());
-    let watch = discover::watch(shell.config.shim.clone(), simulated, shell.gpus.clone(), health_in);
+    let watch =
+        discover::watch(shell.config.shim.clone(), simulated, shell.gpus.clone(), health_in);
     let _watch = Ended(tokio::spawn(watch).abort_handle());
     let servers = shell.config.servers.clone();
     let node = shell.config.node.clone();

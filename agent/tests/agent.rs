@@ -75,8 +75,13 @@ impl Server {
 
     async fn attached(&mut self) -> (Leader, Hello) {
         let link = timeout(LIMIT, self.links.recv()).await.unwrap().unwrap();
-        let mut leader =
-            Leader { link, lease: true, reports: VecDeque::new(), logs: VecDeque::new(), health: Vec::new() };
+        let mut leader = Leader {
+            link,
+            lease: true,
+            reports: VecDeque::new(),
+            logs: VecDeque::new(),
+            health: Vec::new(),
+        };
         let Said::Hello(hello) = leader.hear().await else { panic!("hello comes first") };
         (leader, hello)
     }

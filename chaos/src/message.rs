@@ -14,11 +14,25 @@ pub(crate) type ReplicaAt = usize;
 /// From an agent.
 #[derive(Clone, Debug)]
 pub(crate) enum ToLeader {
-    Hello { term: u64, boot: u32, said_ms: u64, healthy: GpuMask, tasks: Vec<TaskReport> },
-    Heartbeat { seq: u64, generation: u64 },
-    Report { seq: u64, tasks: Vec<TaskReport> },
+    Hello {
+        term: u64,
+        boot: u32,
+        said_ms: u64,
+        healthy: GpuMask,
+        tasks: Vec<TaskReport>,
+    },
+    Heartbeat {
+        seq: u64,
+        generation: u64,
+    },
+    Report {
+        seq: u64,
+        tasks: Vec<TaskReport>,
+    },
     /// The GPUs that are not fit, as it is now.
-    GpuHealth { sick: GpuMask },
+    GpuHealth {
+        sick: GpuMask,
+    },
 }
 
 /// To an agent.

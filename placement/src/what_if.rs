@@ -7,8 +7,8 @@
 use std::collections::BTreeMap;
 
 use rowen_state::{
-    AllocationId, Cluster, Code, Command, Decision, Entry, Filler, FillerId, Job, JobId, JobState, Owner, Plan, Refusal,
-    Reply, TaskPhase, TaskReport,
+    AllocationId, Cluster, Code, Command, Decision, Entry, Filler, FillerId, Job, JobId, JobState,
+    Owner, Plan, Refusal, Reply, TaskPhase, TaskReport,
 };
 
 use crate::{draft::Draft, fit, plan};
@@ -201,7 +201,9 @@ impl World {
         let name = |id| self.cluster.nodes().get(id).map(|node| node.name.clone());
         let reason = match (self.stopped.get(&is.id), is.state) {
             (Some(stopped), JobState::Queued) => format!("{stopped}; then {}", is.reason),
-            (Some(stopped), _) if becomes == Becomes::Moves => format!("{stopped}; then {}", is.reason),
+            (Some(stopped), _) if becomes == Becomes::Moves => {
+                format!("{stopped}; then {}", is.reason)
+            }
             _ => is.reason.clone(),
         };
         let starts = is.allocation.is_some();

@@ -14,10 +14,7 @@ const CHANGES: usize = 256;
 const REASON: &str = "what if";
 
 /// Applies the changes to a copy and plans; minutes of notice pass in no time.
-pub fn what_if(
-    view: &Cluster,
-    request: v1::WhatIfRequest,
-) -> Result<v1::WhatIfResponse, Status> {
+pub fn what_if(view: &Cluster, request: v1::WhatIfRequest) -> Result<v1::WhatIfResponse, Status> {
     let Asked { commands, drained } = read(view, request)?;
     let found = placement::what_if(view, commands)
         .map_err(|refusal| refusal_status(refusal.code, refusal.message))?;

@@ -4,8 +4,8 @@ use rowen_topology::FabricRecord;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    AllocationId, Epoch, FieldError, FillerId, FillerSpec, JobId, JobSpec, NodeId, PartReport, Plan,
-    ReplicaId, TaskPhase, Timing,
+    AllocationId, Epoch, FieldError, FillerId, FillerSpec, JobId, JobSpec, NodeId, PartReport,
+    Plan, ReplicaId, TaskPhase, Timing,
 };
 
 /// One entry of the log. Enums here are only ever appended to.

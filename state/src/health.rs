@@ -40,7 +40,9 @@ impl std::fmt::Display for Part {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Part::Gpu { node, gpu } => write!(f, "GPU {gpu} of {node}"),
-            Part::Link(FaultyLink::NvLink { node, gpu }) => write!(f, "NVLink of GPU {gpu} of {node}"),
+            Part::Link(FaultyLink::NvLink { node, gpu }) => {
+                write!(f, "NVLink of GPU {gpu} of {node}")
+            }
             Part::Link(FaultyLink::Rail { node, leaf }) => write!(f, "link {node} to {leaf}"),
             Part::Link(FaultyLink::Uplink { leaf, spine }) => write!(f, "link {leaf} to {spine}"),
         }
@@ -128,7 +130,6 @@ impl Health {
         }
         (self.said_milli, self.said_ms) = (left_milli, now_ms);
     }
-
 }
 
 /// Every part that is not as it should be, and a digest of them that does not depend on the order
@@ -172,7 +173,8 @@ impl Parts {
     pub(crate) fn mend(&mut self, now_ms: u64) -> Vec<Part> {
         let is_due = |health: &Health| health.trusted_ms().is_some_and(|at_ms| now_ms >= at_ms);
         let due = self.rows.iter().filter(|(_, health)| is_due(health));
-        let due: Vec<(Part, Health)> = due.map(|(part, health)| (part.clone(), health.clone())).collect();
+        let due: Vec<(Part, Health)> =
+            due.map(|(part, health)| (part.clone(), health.clone())).collect();
         due.into_iter()
             .map(|(part, health)| {
                 let left_milli = health.said_milli;

@@ -90,7 +90,12 @@ impl Cluster {
                 true => Vec::new(),
             },
             requests: self.requests.to_parts(),
-            health: self.health.rows().iter().map(|(part, row)| (part.clone(), row.clone())).collect(),
+            health: self
+                .health
+                .rows()
+                .iter()
+                .map(|(part, row)| (part.clone(), row.clone()))
+                .collect(),
         };
         Ok(codec::encode(self.meta.version, snapshot)?)
     }

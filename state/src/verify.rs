@@ -71,9 +71,11 @@ impl Cluster {
             for (gpu, slot) in (0u16..).zip(&node.gpus) {
                 let part = Part::Gpu { node: node.name.clone(), gpu };
                 let counts = self.health.counts_milli(&part) >= WHOLE_MILLI;
-                findings.check(slot.healthy == counts, "a GPU is unfit where a fault says so", || {
-                    format!("{part}: {}, its fault: {:?}", slot.healthy, self.health_of(&part))
-                });
+                findings.check(
+                    slot.healthy == counts,
+                    "a GPU is unfit where a fault says so",
+                    || format!("{part}: {}, its fault: {:?}", slot.healthy, self.health_of(&part)),
+                );
             }
         }
     }

@@ -364,7 +364,8 @@ fn check_story(bytes: &[u8], version: u32) {
     assert_eq!(*restored.filler_named("chat").expect("deployed").spec, filler_spec());
     assert_eq!(restored.booked_usage().map(|(_, gpu_ms)| gpu_ms).collect::<Vec<_>>(), [16]);
     assert_eq!(restored.nodes().len(), 3);
-    let slow: Vec<u16> = restored.impaired().iter().map(|one| one.left_milli(Level::Block)).collect();
+    let slow: Vec<u16> =
+        restored.impaired().iter().map(|one| one.left_milli(Level::Block)).collect();
     assert_eq!(slow, if version == 1 { vec![] } else { vec![500] });
 }
 

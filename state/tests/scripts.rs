@@ -357,7 +357,8 @@ fn lines(cluster: &Cluster) -> BTreeMap<String, String> {
         lines.insert(format!("3{}", node.name), line);
     }
     for (part, health) in cluster.health() {
-        let flaps = if health.flaps() { format!(", {} relapses", health.relapses) } else { String::new() };
+        let flaps =
+            if health.flaps() { format!(", {} relapses", health.relapses) } else { String::new() };
         let line = format!("{part}: {}, said {}{flaps}", health.left_milli, health.said_milli);
         lines.insert(format!("4{part}"), line);
     }

@@ -154,7 +154,8 @@ mod tests {
     use super::*;
 
     fn gpus() -> Vec<v1::Gpu> {
-        let gpu = |ordinal| v1::Gpu { ordinal, uuid: format!("GPU-{ordinal}"), ..v1::Gpu::default() };
+        let gpu =
+            |ordinal| v1::Gpu { ordinal, uuid: format!("GPU-{ordinal}"), ..v1::Gpu::default() };
         (0..3).map(gpu).collect()
     }
 
@@ -173,6 +174,9 @@ mod tests {
     #[test]
     fn simulated_faults_are_lines_of_a_file() {
         check(&simulated("", &gpus()), ["", "", ""]);
-        check(&simulated("1 XID 79\nnonsense\n2\n7 x\n", &gpus()), ["", "XID 79", "simulated fault"]);
+        check(
+            &simulated("1 XID 79\nnonsense\n2\n7 x\n", &gpus()),
+            ["", "XID 79", "simulated fault"],
+        );
     }
 }

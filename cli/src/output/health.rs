@@ -85,9 +85,9 @@ impl PartView {
 
     fn row(&self, now_ms: u64) -> Vec<Value> {
         let ago = |at_ms: u64| span(now_ms.saturating_sub(at_ms));
-        let trusted = self.trusted_unix_ms.map_or_else(String::new, |at_ms| {
-            format!("in {}", span(at_ms.saturating_sub(now_ms)))
-        });
+        let trusted = self
+            .trusted_unix_ms
+            .map_or_else(String::new, |at_ms| format!("in {}", span(at_ms.saturating_sub(now_ms))));
         vec![
             word(&self.part),
             state(self.state),
@@ -118,8 +118,7 @@ pub(crate) fn show(view: &HealthView, colour: bool) -> String {
         return "Nothing is known to be faulty.".to_owned();
     }
     let rows = view.parts.iter().map(|part| part.row(view.unix_ms)).collect();
-    let header =
-        ["PART", "STATE", "LEFT", "SINCE", "RELAPSES", "TRUSTED", "SEEN BY", "REASON"];
+    let header = ["PART", "STATE", "LEFT", "SINCE", "RELAPSES", "TRUSTED", "SEEN BY", "REASON"];
     let parts = columns(&header, rows, colour);
     let row = |domain: &DomainView| {
         vec![

@@ -7,4 +7,5 @@ mod plans;
 mod properties;
 mod steady;
 mod validator;
+mod what_ifs;
 mod world;

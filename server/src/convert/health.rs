@@ -95,7 +95,8 @@ fn domains(view: &Cluster) -> Vec<v1::DomainHealth> {
     let mut domains = Vec::new();
     for level in [Level::Site, Level::Pod, Level::Block, Level::Nvlink] {
         for (ordinal, domain) in (0..).zip(index.domains(level)) {
-            let (has, offers) = (gpus(domain.nodes.clone()), offers.gpus(DomainId { level, ordinal }));
+            let (has, offers) =
+                (gpus(domain.nodes.clone()), offers.gpus(DomainId { level, ordinal }));
             if offers < has {
                 let (level, name) = (level.as_str().to_owned(), domain.name.clone());
                 domains.push(v1::DomainHealth { level, name, gpus: has, offers_gpus: offers });
@@ -109,7 +110,8 @@ fn domains(view: &Cluster) -> Vec<v1::DomainHealth> {
 pub fn gpu_reports(view: &Cluster, node: &str, said: &v1::GpuHealth) -> Vec<PartReport> {
     let Some(row) = view.node_named(node) else { return Vec::new() };
     let news = |gpu: &v1::GpuTrouble| {
-        let ordinal = u16::try_from(gpu.ordinal).ok().filter(|o| usize::from(*o) < row.gpus.len())?;
+        let ordinal =
+            u16::try_from(gpu.ordinal).ok().filter(|o| usize::from(*o) < row.gpus.len())?;
         let left_milli = if gpu.trouble.is_empty() { WHOLE_MILLI } else { 0 };
         let part = Part::Gpu { node: node.to_owned(), gpu: ordinal };
         let known = view.health_of(&part);

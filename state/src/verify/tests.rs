@@ -5,7 +5,8 @@ use rowen_topology::{Impaired, NodePos, drawing};
 use crate::{
     AllocationId, Class, Cluster, Command, Decision, Duty, Entry, Epoch, FillerId, FillerSpec,
     FillerState, GpuMask, Health, InForce, JobId, JobSpec, Liveness, NodeId, NodeReport, Part,
-    Place, Plan, Reply, Resources, Seer, Stop, StopReason, TaskPhase, TaskReport, Timing, ledger::UsageKey,
+    Place, Plan, Reply, Resources, Seer, Stop, StopReason, TaskPhase, TaskReport, Timing,
+    ledger::UsageKey,
 };
 
 type Fault = fn(&mut Cluster);
