@@ -118,6 +118,7 @@ pub(crate) fn job(number: usize, rng: &mut Rng) -> JobSpec {
         notice_ms: rng.between(0, 15) * 1_000,
         restarts: rng.between(0, 2) as u32,
         checkpoint_interval_ms: 0,
+        shape: Default::default(),
     };
     spec.validate().expect("a drawn job is valid");
     spec

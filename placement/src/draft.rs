@@ -6,11 +6,11 @@
 
 use std::{cell::OnceCell, collections::BTreeMap};
 
-use rowen_state::{AllocationId, Cluster, Evictable, GpuMask, Place, Room, Rooms};
+use rowen_state::{AllocationId, Cluster, Evictable, GpuMask, Job, JobSpec, Place, Room, Rooms};
 use rowen_topology::{DomainId, FlatIndex, Level, NodePos};
 
 use crate::{
-    demand::Claim,
+    demand::{Ask, Claim, Terms},
     floors::Floors,
     node::{self, DraftNode, Leaving},
     slots::{Pool, Slots},
@@ -31,6 +31,7 @@ pub(crate) struct Draft<'a> {
     leaving: OnceCell<BTreeMap<NodePos, Leaving>>,
     floors: OnceCell<Floors>,
     slots: BTreeMap<(Claim, Pool), Slots>,
+    terms: Terms,
     /// Nodes as they were before each move.
     journal: Vec<Before>,
     /// Every node that moved or moved back, in order.
@@ -62,9 +63,36 @@ impl<'a> Draft<'a> {
             leaving: OnceCell::new(),
             floors: OnceCell::new(),
             slots: BTreeMap::new(),
+            terms: Terms::default(),
             journal: Vec::new(),
             moves: Vec::new(),
         }
+    }
+
+    /// What a queued job asks for now.
+    pub(crate) fn ask(&mut self, job: &Job) -> Ask {
+        let until_ms = job.queued_ms.saturating_add(job.spec.shape.locality_wait_ms);
+        self.ask_of(&job.spec, self.view.now_ms() < until_ms)
+    }
+
+    /// What a job asks for, with its locality wait still under way or over.
+    pub(crate) fn ask_of(&mut self, spec: &JobSpec, waits: bool) -> Ask {
+        self.terms.ask(spec, waits && spec.shape.locality_wait_ms > 0, self.view.index())
+    }
+
+    /// What asks stand for.
+    pub(crate) fn terms(&self) -> &Terms {
+        &self.terms
+    }
+
+    /// Whether a node will do for a claim, whatever is free there.
+    pub(crate) fn admits(&self, claim: &Claim, pos: NodePos) -> bool {
+        self.terms.admits(claim, pos, self.index())
+    }
+
+    /// `12 × 8 H100 GPUs inside one pod`.
+    pub(crate) fn in_words(&self, ask: &Ask) -> String {
+        self.terms.ask_in_words(ask, self.index())
     }
 
     /// The shape of the fabric. Its counts are the view's: ask [`Draft::free_in`] for those here.
@@ -142,6 +170,12 @@ impl<'a> Draft<'a> {
         slots
     }
 
+    /// Whether nobody has or holds any GPU of a node in the view.
+    pub(crate) fn unowned(&self, pos: NodePos) -> bool {
+        let node = self.view.node_at(pos);
+        node.owners().is_empty() && node.holders().is_empty()
+    }
+
     /// Who is on a node.
     pub(crate) fn node(&self, pos: NodePos) -> &DraftNode {
         let empty = || (0..self.index().node_count()).map(|_| OnceCell::new()).collect();
@@ -214,7 +248,8 @@ impl<'a> Draft<'a> {
             -(claim.cpus as i64) * i64::from(workers),
             -(claim.memory_mib as i64) * i64::from(workers),
         );
-        self.put(pos, Room { free: room.free.without(gpus), host });
+        let free = if claim.exclusive { GpuMask::NONE } else { room.free.without(gpus) };
+        self.put(pos, Room { free, host });
     }
 
     /// Gives a worker GPUs that are free but for `victims`, which leave for it.

@@ -18,6 +18,7 @@ mod dry_run;
 mod explain;
 mod fit;
 mod floors;
+mod forms;
 mod node;
 mod passes;
 mod reason;
@@ -31,7 +32,8 @@ use crate::{
     demand::Ask,
     draft::Draft,
     fit::Placement,
-    passes::{allocate, earmark, fill, preempt},
+    passes::{allocate, clear, earmark, fill, preempt},
+    slots::Pool,
 };
 
 pub use dry_run::{DryRun, dry_run};
@@ -83,7 +85,8 @@ impl<'a> Cycle<'a> {
             if self.decisions.len() >= MAX_DECISIONS {
                 return false;
             }
-            let verdict = self.consider(&Ask::new(&job.spec, self.view.index()));
+            let ask = self.draft.ask(job);
+            let verdict = self.consider(&ask);
             self.decide(job, verdict);
         }
         true
@@ -92,7 +95,8 @@ impl<'a> Cycle<'a> {
     /// Tries the queue as far as `until` says, without keeping decisions.
     pub(crate) fn gangs_before(&mut self, until: impl Fn(&Job) -> bool) {
         for job in self.view.queue().take_while(|job| !until(job)) {
-            self.consider(&Ask::new(&job.spec, self.view.index()));
+            let ask = self.draft.ask(job);
+            self.consider(&ask);
         }
     }
 
@@ -101,18 +105,40 @@ impl<'a> Cycle<'a> {
         if let Some(reason) = self.stuck.get(ask) {
             return Verdict::Wait(reason.clone());
         }
-        if let Some(placement) = allocate::allocate(&mut self.draft, ask) {
+        let sized = self.sized(ask, Pool::Evicted);
+        if let Some(placement) = allocate::allocate(&mut self.draft, &sized) {
             return Verdict::Start(placement);
         }
-        if let Some(placement) = preempt::preempt(&mut self.draft, ask) {
+        let evicting = match sized.is_formless() && !sized.claim.exclusive {
+            true => preempt::preempt(&mut self.draft, &sized),
+            false => clear::clear(&mut self.draft, &sized),
+        };
+        if let Some(placement) = evicting {
             return Verdict::Hold(placement);
         }
-        if let Some(reason) = earmark::earmark(&mut self.draft, ask) {
+        if ask.least < sized.workers {
+            let fewer = self.sized(ask, Pool::Free);
+            if let Some(placement) = allocate::allocate(&mut self.draft, &fewer) {
+                return Verdict::Start(placement);
+            }
+        }
+        if let Some(reason) = earmark::earmark(&mut self.draft, &ask.with(ask.least)) {
             return Verdict::Wait(reason);
         }
         let reason = reason::why_not(&mut self.draft, ask);
         self.stuck.insert(*ask, reason.clone());
         Verdict::Wait(reason)
+    }
+
+    /// The ask with the number of workers to try: all, or as many as a pool has for one that may
+    /// be fewer.
+    fn sized(&mut self, ask: &Ask, pool: Pool) -> Ask {
+        if ask.least == ask.workers {
+            return *ask;
+        }
+        self.draft.slots(&ask.claim, pool);
+        let slots = self.draft.counted(&ask.claim, pool);
+        ask.with(fit::most(&self.draft, ask, slots))
     }
 
     fn decide(&mut self, job: &Job, verdict: Verdict) {

@@ -13,6 +13,7 @@ mod places;
 mod plans;
 mod replicas;
 mod reports;
+mod shapes;
 mod tick;
 mod timing;
 mod version;

@@ -88,6 +88,8 @@ pub(crate) struct Derived {
     pub(crate) ended: OrdSet<(u64, JobId)>,
     /// Jobs and allocations with something that a tick may end.
     pub(crate) timed: OrdSet<JobId>,
+    /// Live jobs that want their nodes for themselves.
+    pub(crate) exclusive: OrdSet<JobId>,
     /// Allocations that are being taken back.
     pub(crate) stopping: OrdSet<AllocationId>,
     /// Hash of the fabric and digest of usage lines, brought up to date with them.
@@ -368,6 +370,12 @@ impl Cluster {
         } else {
             self.derived.timed.remove(&id);
         }
+        if job.spec.shape.nodes.exclusive {
+            match state.ended() {
+                true => self.derived.exclusive.remove(&id),
+                false => self.derived.exclusive.insert(id),
+            };
+        }
         if state.ended() {
             job.ended_ms = now_ms;
             job.reason_index = index; // orders the ended jobs
@@ -617,6 +625,8 @@ impl Cluster {
             }
             if job.state.ended() {
                 derived.ended.insert((job.reason_index, id));
+            } else if job.spec.shape.nodes.exclusive {
+                derived.exclusive.insert(id);
             }
         }
         let stopping = self.allocations.iter().filter(|(_, allocation)| allocation.stop.is_some());
@@ -646,6 +656,7 @@ impl Derived {
             queue: OrdSet::new(),
             ended: OrdSet::new(),
             timed: OrdSet::new(),
+            exclusive: OrdSet::new(),
             stopping: OrdSet::new(),
             fabric_hash: fabric_hash(fabric, version),
             usage_digest: 0,

@@ -126,6 +126,7 @@ impl Command {
             // Whoever is asked to rise to a version has said that it reads it.
             Command::RaiseVersion { to, .. } => to.saturating_sub(1),
             Command::SetTiming { .. } | Command::SettleTiming { .. } => 2,
+            Command::SubmitJob(spec) if !spec.shape.is_plain() => 2,
             _ => 1,
         }
     }

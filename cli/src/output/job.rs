@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use rowen_api::v1::{Job, JobSpec, Task};
 use serde::Serialize;
 
+use super::shape::ShapeView;
 use super::table::{Tint, columns, number, page, paragraphs, state, word};
 use super::words::{self, count, has_ended, span};
 use crate::files::duration_text;
@@ -80,6 +81,8 @@ pub(crate) struct JobSpecView {
     notice_ms: Option<u64>,
     restarts: u32,
     checkpoint_interval_ms: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    shape: Option<ShapeView>,
 }
 
 /// What a worker or an instance needs.
@@ -149,6 +152,7 @@ impl JobSpecView {
             notice_ms: spec.notice_ms,
             restarts: spec.restarts,
             checkpoint_interval_ms: words::some(spec.checkpoint_interval_ms),
+            shape: ShapeView::new(spec),
         }
     }
 
@@ -178,7 +182,7 @@ impl JobSpecView {
             }
             (None, None) => {}
         }
-        text
+        text + &self.shape.as_ref().map_or_else(String::new, ShapeView::words)
     }
 }
 

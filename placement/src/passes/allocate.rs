@@ -3,7 +3,7 @@
 use crate::{
     demand::Ask,
     draft::Draft,
-    fit::{self, Placement},
+    fit::{self, Placement, Spot},
     slots::Pool,
 };
 
@@ -11,9 +11,7 @@ use crate::{
 pub(crate) fn allocate(draft: &mut Draft<'_>, ask: &Ask) -> Option<Placement> {
     draft.slots(&ask.claim, Pool::Free);
     let slots = draft.counted(&ask.claim, Pool::Free);
-    let domain = fit::best_domain(draft, ask, slots)?;
-    let left = slots.within(domain) - u64::from(ask.workers);
-    let on = fit::spread(draft, slots, domain, ask.workers.into());
+    let Spot { domain, on, left } = fit::spot(draft, ask, slots)?;
     let mut places = Vec::with_capacity(ask.workers as usize);
     for (pos, workers) in on {
         let free = draft.room(pos).free;

@@ -5,5 +5,6 @@
 mod explains;
 mod plans;
 mod properties;
+mod shapes;
 mod steady;
 mod world;

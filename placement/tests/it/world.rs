@@ -17,7 +17,7 @@ pub(crate) struct World {
 impl World {
     /// The drawn fabric, every node up.
     pub(crate) fn new(text: &str) -> World {
-        let mut world = World { cluster: Cluster::new(1), index: 0, now_ms: 1_000_000 };
+        let mut world = World { cluster: Cluster::newest(), index: 0, now_ms: 1_000_000 };
         world.apply(Command::SetFabric(drawing::parse(text).unwrap()));
         let nodes: Vec<NodeId> = world.cluster.nodes().iter().map(|(id, _)| id).collect();
         for node in nodes {
@@ -235,6 +235,7 @@ pub(crate) fn gang(workers: u32, gpus: u32, required: Option<Level>) -> JobSpec 
         notice_ms: 120_000,
         restarts: 0,
         checkpoint_interval_ms: 0,
+        shape: Default::default(),
     }
 }
 

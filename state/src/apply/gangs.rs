@@ -185,6 +185,9 @@ impl Cluster {
 
     fn queue_again(&mut self, id: JobId, why: &str, outcome: &mut Outcome) {
         self.set_job_state(id, JobState::Queued);
+        if self.meta.version >= 2 {
+            self.jobs.get_mut(id).expect("just queued").queued_ms = self.meta.now_ms;
+        }
         self.set_job_reason(id, format!("queued again: {why}"));
         self.tell(id, format!("queued again: {why}"), outcome);
     }

@@ -73,6 +73,7 @@ pub(crate) fn job(rng: &mut Rng, host_claims: bool) -> JobSpec {
         notice_ms: rng.below(20) * 1000,
         restarts: rng.below(3) as u32,
         checkpoint_interval_ms: 0,
+        shape: Default::default(),
     };
     spec.validate().expect("a random job is valid");
     spec
