@@ -170,12 +170,6 @@ impl<'a> Draft<'a> {
         slots
     }
 
-    /// Whether nobody has or holds any GPU of a node in the view.
-    pub(crate) fn unowned(&self, pos: NodePos) -> bool {
-        let node = self.view.node_at(pos);
-        node.owners().is_empty() && node.holders().is_empty()
-    }
-
     /// Who is on a node.
     pub(crate) fn node(&self, pos: NodePos) -> &DraftNode {
         let empty = || (0..self.index().node_count()).map(|_| OnceCell::new()).collect();
@@ -277,6 +271,24 @@ impl<'a> Draft<'a> {
             node.take(gpus, claim, workers);
             node.kept += gpus.count();
         });
+    }
+
+    /// As if a gang had gone. From nodes that it has for itself everything comes free.
+    pub(crate) fn vacate(&mut self, gang: AllocationId, exclusive: bool) {
+        let Some(allocation) = self.view.allocations().get(gang) else { return };
+        let mut nodes: Vec<_> = allocation.tasks.iter().map(|task| task.node).collect();
+        nodes.sort_unstable();
+        nodes.dedup();
+        for pos in nodes.into_iter().filter_map(|id| self.view.pos_of(id)) {
+            let node = self.view.node_at(pos);
+            let rest = match exclusive && node.schedulable() {
+                true => {
+                    node.mask(|slot| slot.healthy && slot.held.is_none() && slot.owner.is_none())
+                }
+                false => GpuMask::NONE,
+            };
+            self.change(pos, |node| node.vacate(gang, rest));
+        }
     }
 
     pub(crate) fn evict(&mut self, pos: NodePos, victim: AllocationId) {

@@ -56,6 +56,20 @@ pub fn explain(view: &Cluster, job: JobId) -> Explanation {
     match job.state {
         JobState::Queued => queued(view, job, base),
         JobState::Holding => holding(view, job, base),
+        JobState::Running if view.growing().any(|small| small.id == job.id) => {
+            let own = job.allocation.and_then(|own| view.allocations().get(own));
+            let have = own.map_or(0, |own| own.tasks.len());
+            let all = job.spec.workers;
+            let worth = (2 * have).min(all as usize);
+            let due_ms = job.running_ms.saturating_add(job.spec.shape.grow_after_ms);
+            let after_s = due_ms.saturating_sub(view.now_ms()).div_ceil(1_000);
+            let summary = format!(
+                "job {} runs with {have} of {all} workers; it grows when it could have {worth} and \
+                 no gang that waits takes them, no sooner than in {after_s} s",
+                job.id
+            );
+            Explanation { summary, ..base }
+        }
         _ => Explanation { summary: summary_of(job), ..base },
     }
 }

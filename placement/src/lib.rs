@@ -9,6 +9,8 @@
 //!   (Planned starts, which protect large gangs from a stream of small ones, come with backfill.)
 //! - A gang that fits once allocations which already end have ended *earmarks* those GPUs: neither
 //!   later gangs nor fillers get them, so a short wait does not become a long one.
+//! - A gang that runs with fewer workers than it asked for may give way to a larger attempt of its
+//!   own, after every gang that waits.
 //! - Fillers come last. Whatever a gang could use now, with or without eviction, it was given
 //!   before; so no gang ever waits for a filler longer than that filler's notice.
 
@@ -32,7 +34,7 @@ use crate::{
     demand::Ask,
     draft::Draft,
     fit::Placement,
-    passes::{allocate, clear, earmark, fill, preempt},
+    passes::{allocate, clear, earmark, fill, grow, preempt},
     slots::Pool,
 };
 
@@ -47,6 +49,7 @@ pub const MAX_DECISIONS: usize = 4_096;
 pub fn plan(view: &Cluster) -> Plan {
     let mut cycle = Cycle::new(view);
     if cycle.gangs() {
+        grow::grow(&mut cycle);
         fill::fill(&mut cycle);
     }
     Plan { based_on: view.applied(), decisions: cycle.decisions }
@@ -106,15 +109,8 @@ impl<'a> Cycle<'a> {
             return Verdict::Wait(reason.clone());
         }
         let sized = self.sized(ask, Pool::Evicted);
-        if let Some(placement) = allocate::allocate(&mut self.draft, &sized) {
-            return Verdict::Start(placement);
-        }
-        let evicting = match sized.is_formless() && !sized.claim.exclusive {
-            true => preempt::preempt(&mut self.draft, &sized),
-            false => clear::clear(&mut self.draft, &sized),
-        };
-        if let Some(placement) = evicting {
-            return Verdict::Hold(placement);
+        if let Some(verdict) = self.placed(&sized) {
+            return verdict;
         }
         if ask.least < sized.workers {
             let fewer = self.sized(ask, Pool::Free);
@@ -130,9 +126,21 @@ impl<'a> Cycle<'a> {
         Verdict::Wait(reason)
     }
 
+    /// A start or a hold for exactly so many workers, if there is one.
+    pub(crate) fn placed(&mut self, sized: &Ask) -> Option<Verdict> {
+        if let Some(placement) = allocate::allocate(&mut self.draft, sized) {
+            return Some(Verdict::Start(placement));
+        }
+        let evicting = match sized.is_formless() && !sized.claim.exclusive {
+            true => preempt::preempt(&mut self.draft, sized),
+            false => clear::clear(&mut self.draft, sized),
+        };
+        evicting.map(Verdict::Hold)
+    }
+
     /// The ask with the number of workers to try: all, or as many as a pool has for one that may
     /// be fewer.
-    fn sized(&mut self, ask: &Ask, pool: Pool) -> Ask {
+    pub(crate) fn sized(&mut self, ask: &Ask, pool: Pool) -> Ask {
         if ask.least == ask.workers {
             return *ask;
         }

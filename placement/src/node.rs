@@ -209,9 +209,19 @@ impl DraftNode {
         }
     }
 
+    /// As if an owner had gone; `gpus` come free with it.
+    pub(crate) fn vacate(&mut self, owner: AllocationId, gpus: GpuMask) {
+        let Some(at) = self.tenants.iter().position(|tenant| tenant.allocation == owner) else {
+            return;
+        };
+        let tenant = self.tenants.remove(at);
+        self.free = self.free.or(tenant.gpus).or(gpus);
+        self.host = self.host.plus(tenant.cpus as i64, tenant.memory_mib as i64);
+    }
+
     /// Promises GPUs to so many workers, whoever is on them now.
     pub(crate) fn take(&mut self, gpus: GpuMask, claim: &Claim, workers: u32) {
-        self.free = self.free.without(gpus);
+        self.free = if claim.exclusive { GpuMask::NONE } else { self.free.without(gpus) };
         for tenant in &mut self.tenants {
             if !tenant.gpus.and(gpus).is_empty() && tenant.fate == Fate::Evictable {
                 tenant.fate = Fate::Staying;

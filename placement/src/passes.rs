@@ -4,4 +4,5 @@ pub(crate) mod allocate;
 pub(crate) mod clear;
 pub(crate) mod earmark;
 pub(crate) mod fill;
+pub(crate) mod grow;
 pub(crate) mod preempt;

@@ -8,7 +8,7 @@ use std::ops::Range;
 use rowen_state::{Count, Host, Rooms};
 use rowen_topology::{DomainId, FlatIndex, Level, NodePos};
 
-use crate::{demand::Claim, draft::Draft};
+use crate::{demand::Claim, draft::Draft, node::Fate};
 
 /// What a count of slots counts on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -264,7 +264,14 @@ fn is_empty(draft: &Draft<'_>, pool: Pool, pos: NodePos) -> bool {
     }
     let missing = u32::from(draft.index().gpu_count(pos)) - gpus.count();
     // GPUs that nobody can have may have an owner all the same.
-    missing == 0 || (missing == u32::from(draft.rooms().count(pos).sick) && draft.unowned(pos))
+    missing == 0
+        || (missing == u32::from(draft.rooms().count(pos).sick)
+            && draft.view.node_at(pos).holders().is_empty()
+            && draft.node(pos).tenants.iter().all(|tenant| match pool {
+                Pool::Evicted => tenant.fate == Fate::Evictable,
+                Pool::Soon => tenant.fate != Fate::Staying,
+                Pool::Free | Pool::Empty => false,
+            }))
 }
 
 /// A claim, made ready for many nodes: no division where there are enough cores and memory.

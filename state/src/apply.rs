@@ -6,6 +6,7 @@
 mod fabric;
 mod fillers;
 mod gangs;
+mod grow;
 mod jobs;
 mod liveness;
 mod nodes;

@@ -127,6 +127,9 @@ impl Command {
             Command::RaiseVersion { to, .. } => to.saturating_sub(1),
             Command::SetTiming { .. } | Command::SettleTiming { .. } => 2,
             Command::SubmitJob(spec) if !spec.shape.is_plain() => 2,
+            Command::CommitPlan(plan) => {
+                plan.decisions.iter().map(crate::Decision::since).max().unwrap_or(1)
+            }
             _ => 1,
         }
     }

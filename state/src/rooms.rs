@@ -193,7 +193,7 @@ impl Rows {
         let schedulable = node.schedulable();
         let sick = node.mask(|slot| !slot.healthy).count() as u8;
         let (room, evictable) = match schedulable {
-            true if !cluster.is_taken_whole(node) => {
+            true if !cluster.is_taken_whole(node, &[]) => {
                 (room_of(cluster, node), evictable_on(cluster, node))
             }
             _ => Default::default(),

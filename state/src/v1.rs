@@ -150,7 +150,10 @@ impl CommandV1 {
             Command::NodeSilent { node, came } => CommandV1::NodeSilent { node, came },
             Command::NodeLost { node, came } => CommandV1::NodeLost { node, came },
             Command::Report(reports) => CommandV1::Report(reports),
-            Command::CommitPlan(plan) => CommandV1::CommitPlan(plan),
+            Command::CommitPlan(plan) if plan.decisions.iter().all(|one| one.since() == 1) => {
+                CommandV1::CommitPlan(plan)
+            }
+            Command::CommitPlan(_) => return None,
             Command::AdmitReplica { id, addr } => CommandV1::AdmitReplica { id, addr },
             Command::RemoveReplica(id) => CommandV1::RemoveReplica(id),
             Command::ForgetNode(node) => CommandV1::ForgetNode(node),

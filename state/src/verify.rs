@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::{
     Allocation, AllocationId, Class, Cluster, FillerId, FillerState, Job, JobId, JobState,
-    Liveness, Node, NodeId, Owner, TaskPhase, codec::READS_VERSION, ledger::UsageKey,
+    Liveness, Node, NodeId, Owner, StopReason, TaskPhase, codec::READS_VERSION, ledger::UsageKey,
 };
 
 #[cfg(test)]
@@ -170,7 +170,8 @@ impl Cluster {
     fn verify_holds(&self, findings: &mut Findings) {
         let mut held: BTreeMap<(NodeId, u32), JobId> = BTreeMap::new();
         for (id, job) in self.jobs.iter() {
-            let holding = job.state == JobState::Holding;
+            let holding = job.state == JobState::Holding
+                || (job.stopping == Some(StopReason::Resized) && job.hold.is_some());
             findings.check(
                 job.hold.is_some() == holding,
                 "a hold belongs to a holding job",
@@ -335,6 +336,8 @@ impl Cluster {
                     "ended jobs are derived",
                     || format!("{:?} against {:?}", self.derived.ended, fresh.derived.ended),
                 );
+                let growing = fresh.derived.growing == self.derived.growing;
+                findings.check(growing, "gangs that grow are derived", String::new);
                 let exclusive = fresh.derived.exclusive == self.derived.exclusive;
                 findings.check(exclusive, "exclusive jobs are derived", String::new);
                 let stopping = fresh.derived.stopping == self.derived.stopping;

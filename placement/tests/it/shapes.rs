@@ -5,8 +5,8 @@ use expect_test::{Expect, expect};
 use proptest::prelude::*;
 use rowen_placement::{explain, plan};
 use rowen_state::{
-    Cluster, Command, Decision, Group, Job, JobId, JobSpec, LabelRule, LabelTest, Node, NodeFilter,
-    Owner, Place, Resources, Shape, Spread,
+    Cluster, Command, Decision, Group, Job, JobId, JobSpec, JobState, LabelRule, LabelTest, Node,
+    NodeFilter, Owner, Place, Resources, Shape, Spread,
 };
 use rowen_topology::{Level, NodePos};
 
@@ -125,10 +125,20 @@ fn balanced_groups_are_shared_out_evenly() {
     let mut world = World::new("block a: a[1-4] x1\nblock b: b[1-4] x1\nblock c: c[1-4] x1");
     let groups = vec![group(1, Level::Node)];
     world.submit(shaped(6, 1, Shape { groups: groups.clone(), ..Shape::default() }));
-    check(&world, &expect![[r#""#]]);
+    check(
+        &world,
+        &expect![[r#"
+        start 1 on a1:{0} a2:{0} a3:{0} a4:{0} b1:{0} b2:{0} (free GPUs in pod pod-spine, the tightest fit: room for 6 more such workers is left there)
+    "#]],
+    );
     let job = world.submit(shaped(6, 1, Shape { groups, balanced: true, ..Shape::default() }));
     world.apply(Command::CancelJob(JobId(job.0 - 1)));
-    check(&world, &expect![[r#""#]]);
+    check(
+        &world,
+        &expect![[r#"
+        start 2 on a1:{0} a2:{0} a3:{0} b1:{0} b2:{0} b3:{0} (free GPUs in pod pod-spine, the tightest fit: room for 6 more such workers is left there)
+    "#]],
+    );
 }
 
 #[test]
@@ -493,4 +503,102 @@ fn room_on(cluster: &Cluster, job: &Job, node: &Node, evict: bool) -> u32 {
     let usable =
         node.mask(|slot| slot.healthy && slot.held.is_none() && slot.owner.is_none_or(goes));
     usable.count() / job.spec.resources.gpus
+}
+
+/// Two workers at first; when the others' GPUs come free, all eight, fillers on them or not.
+#[test]
+fn a_small_gang_grows_when_it_is_worth_a_restart() {
+    let mut world = World::new(TWO_BLOCKS);
+    let big = world.submit(gang(6, 4, None));
+    world.settle();
+    world.agents();
+    let shape = Shape {
+        groups: vec![group(2, Level::Nvlink)],
+        min_workers: 2,
+        grow_after_ms: 60_000,
+        ..Shape::default()
+    };
+    let job = world.submit(shaped(8, 4, shape));
+    world.settle();
+    world.agents();
+    world.finish(big, 0);
+    world.deploy(filler("serve", 4, 3));
+    world.settle();
+    world.agents();
+    check(&world, &expect![[r#""#]]);
+    expect!["job 2 runs with 2 of 8 workers; it grows when it could have 4 and no gang that waits takes them, no sooner than in 60 s"].assert_eq(&explain(&world.cluster, job).summary);
+    world.now_ms += 60_000;
+    world.apply(Command::Tick);
+    check(
+        &world,
+        &expect![[r#"
+        grow 2 on a1:{0, 1, 2, 3} a2:{0, 1, 2, 3} a3:{0, 1, 2, 3} a4:{0, 1, 2, 3} b1:{0, 1, 2, 3} b2:{0, 1, 2, 3} b3:{0, 1, 2, 3} b4:{0, 1, 2, 3}, evicting [3, 4, 5] (from 2 to 8 workers: pod p-spine: 3 fillers leave, within 5000 ms)
+    "#]],
+    );
+    world.cycle();
+    expect![[r#"
+        a1  SSSS
+        a2  ++++
+        a3  ++++
+        a4  ++++
+        b1  SSSS
+        b2  SSSS
+        b3  ////
+        b4  ////
+    "#]]
+    .assert_eq(&world.picture());
+    assert_eq!(world.cluster.jobs().get(job).unwrap().state, JobState::Stopping);
+    assert!(plan(&world.cluster).decisions.is_empty(), "nobody slips in");
+    world.agents();
+    assert_eq!(world.cluster.verify(), []);
+    let grown = world.cluster.jobs().get(job).unwrap();
+    assert_eq!((grown.state, grown.attempt), (JobState::Starting, 2));
+    expect![[r#"
+        a1  2222
+        a2  2222
+        a3  2222
+        a4  2222
+        b1  2222
+        b2  2222
+        b3  2222
+        b4  2222
+    "#]]
+    .assert_eq(&world.picture());
+    world.agents();
+    world.now_ms += 600_000;
+    world.apply(Command::Tick);
+    assert!(!world.plan().contains("grow"), "it has all it asked for");
+}
+
+/// A gang that is about to grow loses its hold, or is cancelled: it starts again, or ends.
+#[test]
+fn growth_that_is_broken_off_leaves_nothing_behind() {
+    for cancel in [false, true] {
+        let mut world = World::new(TWO_BLOCKS);
+        let big = world.submit(gang(6, 4, None));
+        world.settle();
+        world.agents();
+        let shape = Shape { min_workers: 2, grow_after_ms: 1_000, ..Shape::default() };
+        let job = world.submit(shaped(8, 4, shape));
+        world.settle();
+        world.agents();
+        world.finish(big, 0);
+        world.now_ms += 1_000;
+        world.apply(Command::Tick);
+        world.cycle();
+        match cancel {
+            true => world.apply(Command::CancelJob(job)),
+            false => {
+                let node = world.node("a1");
+                world.apply(Command::CordonNode { node, reason: "fan".into() })
+            }
+        };
+        assert_eq!(world.cluster.verify(), []);
+        assert!(!world.picture().contains('+'), "{}", world.picture());
+        world.agents();
+        assert_eq!(world.cluster.verify(), []);
+        world.settle();
+        let state = world.cluster.jobs().get(job).unwrap().state;
+        assert_eq!(state, if cancel { JobState::Cancelled } else { JobState::Starting });
+    }
 }

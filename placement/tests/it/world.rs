@@ -208,6 +208,10 @@ fn line(cluster: &Cluster, decision: &Decision) -> String {
             let victims: Vec<u64> = victims.iter().map(|id| id.0).collect();
             format!("hold {job} on {}, evicting {victims:?} ({why})", on(places))
         }
+        Decision::Grow { job, places, victims, why } => {
+            let victims: Vec<u64> = victims.iter().map(|id| id.0).collect();
+            format!("grow {job} on {}, evicting {victims:?} ({why})", on(places))
+        }
         Decision::StartInstance { filler, place } => {
             format!("instance of {filler} on {}", on(&[*place]))
         }

@@ -155,7 +155,7 @@ impl Cluster {
             self.release_task(id, rank, outcome);
         }
         let allocation = self.forget_allocation(id).expect("checked by the caller");
-        let nodes: Vec<_> = allocation.tasks.iter().map(|task| task.node).collect();
+        let mut nodes: Vec<_> = allocation.tasks.iter().map(|task| task.node).collect();
         let job = self.jobs.get_mut(job_id).expect("its allocation names it");
         job.allocation = None;
         // Workers fail when they lose a peer, often before anybody knows that its node is gone:
@@ -177,6 +177,9 @@ impl Cluster {
                 } else {
                     self.queue_again(job_id, &why, outcome);
                 }
+            }
+            Some(StopReason::Resized) if job.hold.is_some() => {
+                nodes.extend(self.grown(job_id, &why, outcome));
             }
             Some(_) => self.queue_again(job_id, &why, outcome),
         }

@@ -50,7 +50,7 @@ impl Cluster {
             if claim.gpu_model.as_ref().is_some_and(|model| *model != node.gpu_model) {
                 return Err(format!("{} has {}", node.name, node.gpu_model));
             }
-            if self.is_taken_whole(node) {
+            if self.is_taken_whole(node, victims) {
                 return Err(format!("a gang has all of {}", node.name));
             }
             let victims_on_node: Vec<_> =
@@ -86,9 +86,13 @@ impl Cluster {
     ) -> Result<(), Misfit> {
         let node = self.nodes.get(id).expect("checked by the caller");
         let (cpus, memory) = self.claimed(node);
-        let freed = victims.iter().filter_map(|id| self.allocations.get(*id)).map(|a| &a.resources);
-        let (cpus, memory) = freed.fold((cpus, memory), |(cpus, memory), claim| {
-            (cpus.saturating_sub(claim.cpus), memory.saturating_sub(claim.memory_mib))
+        let freed = victims.iter().filter_map(|id| self.allocations.get(*id));
+        let (cpus, memory) = freed.fold((cpus, memory), |(cpus, memory), victim| {
+            let (tasks, claim) = (self.tasks_on(node, victim), &victim.resources);
+            (
+                cpus.saturating_sub(claim.cpus * tasks),
+                memory.saturating_sub(claim.memory_mib * u64::from(tasks)),
+            )
         });
         let count = count as u64;
         // A claim of nothing fits even a node that is over-claimed while victims leave it.

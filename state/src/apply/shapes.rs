@@ -69,14 +69,14 @@ impl Cluster {
     }
 
     /// Whether a gang has the node, or is about to, that wants it for itself: nothing of the node
-    /// is free then.
-    pub(crate) fn is_taken_whole(&self, node: &Node) -> bool {
+    /// is free then, but for who is among `leaving`, sorted.
+    pub(crate) fn is_taken_whole(&self, node: &Node, leaving: &[AllocationId]) -> bool {
         if self.derived.exclusive.is_empty() {
             return false;
         }
         let exclusive = |job| self.derived.exclusive.contains(&job);
         let owns = |id| match self.allocations.get(id).map(|allocation| allocation.owner) {
-            Some(Owner::Gang { job, .. }) => exclusive(job),
+            Some(Owner::Gang { job, .. }) => exclusive(job) && leaving.binary_search(&id).is_err(),
             _ => false,
         };
         node.owners().into_iter().any(owns) || node.holders().into_iter().any(exclusive)

@@ -88,6 +88,9 @@ const FAULTS: &[(&str, Fault)] = &[
     ("an exclusive node has one gang", |c| {
         Arc::make_mut(&mut job(c, 1).spec).shape.nodes.exclusive = true;
     }),
+    ("gangs that grow are derived", |c| {
+        c.derived.growing.insert(JobId(1));
+    }),
     ("exclusive jobs are derived", |c| {
         c.derived.exclusive.insert(JobId(1));
     }),
