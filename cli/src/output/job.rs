@@ -226,6 +226,13 @@ impl JobView {
         to.saturating_sub(from)
     }
 
+    /// `8`, or `2/8` where an attempt runs with fewer than were asked for.
+    fn workers(&self) -> String {
+        let (all, now) = (self.spec.workers as usize, self.tasks.len());
+        let runs = matches!(self.state, "starting" | "running" | "stopping");
+        if runs && now < all { format!("{now}/{all}") } else { all.to_string() }
+    }
+
     /// `node[1-8]`, or `(why it has none)`.
     fn where_or_why(&self, wide: bool) -> String {
         let waits = self.state == "queued" || self.ended_unix_ms.is_some();
@@ -266,7 +273,7 @@ pub(crate) fn list(view: &JobListView, now_ms: u64, wide: bool, colour: bool) ->
             word(&spec.name),
             word(&spec.queue),
             state(job.state),
-            number(format!("{}×{}", spec.workers, spec.resources.gpus)),
+            number(format!("{}×{}", job.workers(), spec.resources.gpus)),
             number(span(job.time_ms(now_ms))),
             word(job.where_or_why(wide)),
         ];

@@ -358,7 +358,7 @@ pub(crate) fn garbage(rng: &mut Rng, cluster: &Cluster) -> Option<(&'static str,
             let other = *places.iter().find(|place| domain(place) != domain(&first))?;
             ("places in two domains", start(job, vec![first, other]))
         }
-        12 => {
+        12 if cluster.meta().version >= 2 => {
             // Of one that does not run, that has all it asked for, or that would get no more.
             let jobs: Vec<_> = cluster.jobs().values().cloned().collect();
             let job = rng.pick(&jobs)?;
