@@ -16,7 +16,7 @@ use crate::{
     draft::Draft,
     fit::{self, Placement},
     forms::Units,
-    node::Fate,
+    node::{self, Fate},
     passes::preempt::{WIDER_MS, delay_micros},
     slots::{Pool, Slots},
 };
@@ -133,8 +133,8 @@ fn victims_on(
         let all = node.tenants.iter().filter(|tenant| tenant.fate == Fate::Evictable);
         return Some(all.map(|tenant| tenant.allocation).collect());
     }
-    let offers = node.offers(claim, workers);
-    Some(offers.into_iter().find(|offer| offer.workers == workers)?.victims)
+    let offer = node.offers(claim, workers..=workers).pop()?;
+    Some(offer.victims.into_iter().map(|tenant| tenant.allocation).collect())
 }
 
 /// Where the gang would stand, and at what price.
@@ -153,15 +153,15 @@ impl LaidOut {
             return None; // what is free holds it: not this pass's business
         }
         victims.sort_unstable();
-        let places = fit::places(draft, &ask.claim, &self.on, &victims)?;
-        for (pos, here) in &self.victims {
-            here.iter().for_each(|victim| draft.evict(*pos, *victim));
-        }
-        for place in &places {
-            let pos = draft.view.pos_of(place.node).expect("a place has a position");
-            if !draft.take(*place, &ask.claim, &self.victims[&pos]) {
+        let mut places = Vec::with_capacity(ask.workers as usize);
+        for (pos, workers) in &self.on {
+            let (pos, here) = (*pos, &self.victims[pos]);
+            let (theirs, free) = (draft.node(pos).gpus_of_these(here), draft.room(pos).free);
+            let gpus = node::pick(workers * ask.claim.gpus, theirs, free)?;
+            if !draft.take(pos, gpus, &ask.claim, *workers, here) {
                 return None;
             }
+            places.extend(fit::shares(draft.rooms().node(pos), gpus, &ask.claim));
         }
         let fillers = if victims.len() == 1 { "filler leaves" } else { "fillers leave" };
         let (name, notice_ms) = (fit::name(draft.index(), self.domain), self.notice_ms);

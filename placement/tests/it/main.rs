@@ -7,4 +7,5 @@ mod plans;
 mod properties;
 mod shapes;
 mod steady;
+mod validator;
 mod world;
