@@ -161,5 +161,6 @@ fn job(
         notice_ms: 0,
         restarts: 0,
         checkpoint_interval_ms: 0,
+        shape: Default::default(),
     }
 }

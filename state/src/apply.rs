@@ -6,6 +6,7 @@
 mod fabric;
 mod fillers;
 mod gangs;
+mod grow;
 mod health;
 mod jobs;
 mod liveness;
@@ -14,6 +15,7 @@ mod places;
 mod plans;
 mod replicas;
 mod reports;
+mod shapes;
 mod tick;
 mod timing;
 mod version;

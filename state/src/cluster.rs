@@ -91,6 +91,10 @@ pub(crate) struct Derived {
     pub(crate) ended: OrdSet<(u64, JobId)>,
     /// Jobs and allocations with something that a tick may end.
     pub(crate) timed: OrdSet<JobId>,
+    /// Running jobs with fewer workers than they asked for, that may grow.
+    pub(crate) growing: OrdSet<JobId>,
+    /// Live jobs that want their nodes for themselves.
+    pub(crate) exclusive: OrdSet<JobId>,
     /// Allocations that are being taken back.
     pub(crate) stopping: OrdSet<AllocationId>,
     /// Hash of the fabric and digest of usage lines, brought up to date with them.
@@ -227,6 +231,12 @@ impl Cluster {
             .queue
             .iter()
             .map(|(_, id)| self.jobs.get(*id).expect("a queued job is in the table"))
+    }
+
+    /// Running jobs with fewer workers than they asked for, that may grow, by id.
+    pub fn growing(&self) -> impl Iterator<Item = &Job> {
+        let ids = self.derived.growing.iter();
+        ids.map(|id| self.jobs.get(*id).expect("a job that runs is in the table"))
     }
 
     /// How many jobs are queued.
@@ -398,11 +408,28 @@ impl Cluster {
         } else {
             self.derived.timed.remove(&id);
         }
+        if job.spec.shape.nodes.exclusive {
+            match state.ended() {
+                true => self.derived.exclusive.remove(&id),
+                false => self.derived.exclusive.insert(id),
+            };
+        }
         if state.ended() {
             job.ended_ms = now_ms;
             job.reason_index = index; // orders the ended jobs
             self.derived.ended.insert((index, id));
         }
+        self.derived.growing.remove(&id);
+        if state == JobState::Running && self.jobs.get(id).is_some_and(|job| self.is_small(job)) {
+            self.derived.growing.insert(id);
+        }
+    }
+
+    /// Whether a job may grow and has not all its workers.
+    fn is_small(&self, job: &Job) -> bool {
+        let own = job.allocation.and_then(|own| self.allocations.get(own));
+        job.spec.shape.grow_after_ms > 0
+            && own.is_some_and(|own| own.tasks.len() < job.spec.workers as usize)
     }
 
     /// Binds GPUs to an owner: allocation, slots, meters, generations.
@@ -511,6 +538,12 @@ impl Cluster {
             for ordinal in gpus.iter() {
                 node.gpus[ordinal as usize].held = None;
             }
+        }
+        if self.jobs.get(id).is_some_and(|job| job.state == JobState::Stopping) {
+            // A gang that was to grow: it is queued again once its tasks have ended.
+            self.tell(id, format!("the hold of its next attempt was released: {why}"), outcome);
+            outcome.replan = true;
+            return;
         }
         self.set_job_state(id, JobState::Queued);
         self.set_job_reason(id, why.to_owned());
@@ -650,6 +683,11 @@ impl Cluster {
             }
             if job.state.ended() {
                 derived.ended.insert((job.reason_index, id));
+            } else if job.spec.shape.nodes.exclusive {
+                derived.exclusive.insert(id);
+            }
+            if job.state == JobState::Running && self.is_small(job) {
+                derived.growing.insert(id);
             }
         }
         let stopping = self.allocations.iter().filter(|(_, allocation)| allocation.stop.is_some());
@@ -680,6 +718,8 @@ impl Derived {
             queue: OrdSet::new(),
             ended: OrdSet::new(),
             timed: OrdSet::new(),
+            growing: OrdSet::new(),
+            exclusive: OrdSet::new(),
             stopping: OrdSet::new(),
             fabric_hash: fabric_hash(fabric, version),
             usage_digest: 0,

@@ -128,6 +128,10 @@ impl Command {
             // Whoever is asked to rise to a version has said that it reads it.
             Command::RaiseVersion { to, .. } => to.saturating_sub(1),
             Command::SetTiming { .. } | Command::SettleTiming { .. } | Command::SetHealth(_) => 2,
+            Command::SubmitJob(spec) if !spec.shape.is_plain() => 2,
+            Command::CommitPlan(plan) => {
+                plan.decisions.iter().map(crate::Decision::since).max().unwrap_or(1)
+            }
             _ => 1,
         }
     }

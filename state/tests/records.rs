@@ -5,9 +5,9 @@ use std::{fmt::Debug, fs, path::PathBuf};
 
 use rowen_state::{
     AllocationId, Cluster, Code, Command, Decision, Entry, Epoch, FillerId, FillerSpec, GpuMask,
-    Hold, Job, JobEvent, JobId, JobSpec, JobState, NodeId, NodeReport, Part, PartReport, Place,
-    Plan, Probe, Refusal, ReplicaId, Reply, RequestId, Resources, Seer, SnapshotError, StopReason,
-    Task, TaskPhase, TaskReport, Timing,
+    Group, Hold, Job, JobEvent, JobId, JobSpec, JobState, LabelRule, LabelTest, NodeFilter, NodeId,
+    NodeReport, Part, PartReport, Place, Plan, Probe, Refusal, ReplicaId, Reply, RequestId,
+    Resources, Seer, Shape, SnapshotError, Spread, StopReason, Task, TaskPhase, TaskReport, Timing,
     codec::{self, CodecError, Kind, READS_VERSION, Stored},
 };
 use rowen_topology::{FaultyLink, Level, drawing};
@@ -60,7 +60,41 @@ fn job_spec() -> JobSpec {
         notice_ms: 120_000,
         restarts: 3,
         checkpoint_interval_ms: 600_000,
+        shape: Default::default(),
     }
+}
+
+/// Every word of version 2.
+fn shape() -> Shape {
+    let rule = |key: &str, test| LabelRule { key: key.into(), test };
+    Shape {
+        groups: vec![
+            Group { workers: 2, level: Level::Block, preferred: true },
+            Group { workers: 1, level: Level::Nvlink, preferred: false },
+        ],
+        balanced: true,
+        spread: vec![Spread { workers: 2, level: Level::Pod }],
+        locality_wait_ms: 600_000,
+        nodes: NodeFilter {
+            gpu_models: vec!["H100".into(), "H200".into()],
+            labels: vec![
+                rule("tier", LabelTest::In(vec!["gold".into()])),
+                rule("zone", LabelTest::NotIn(vec!["b".into()])),
+                rule("ib", LabelTest::Exists),
+                rule("canary", LabelTest::Missing),
+            ],
+            exclusive: true,
+        },
+        min_workers: 2,
+        grow_after_ms: 1_800_000,
+    }
+}
+
+fn shaped_job() -> JobSpec {
+    let resources = Resources { gpu_model: None, ..job_spec().resources };
+    let spec = JobSpec { resources, shape: shape(), required: None, ..job_spec() };
+    spec.validate().expect("every word of it makes sense");
+    spec
 }
 
 fn filler_spec() -> FillerSpec {
@@ -239,6 +273,7 @@ fn entries() {
         };
         check(&format!("entry-{name}"), since, &entry(command));
     }
+    check("entry-submit-shaped-job", 2, &entry(Command::SubmitJob(shaped_job())));
     let bare = Entry { request: None, ..entry(Command::Tick) };
     check("entry-without-request", 1, &bare);
 }
@@ -246,7 +281,8 @@ fn entries() {
 /// What an older version has no word for is not written in it, whatever would come of it.
 #[test]
 fn an_older_version_gets_nothing_of_a_newer_one() {
-    for (name, command) in commands() {
+    let shaped = ("submit-shaped-job", Command::SubmitJob(shaped_job()));
+    for (name, command) in commands().into_iter().chain([shaped]) {
         let since = command.since();
         if since > 1 {
             let error = codec::encode(since - 1, entry(command)).unwrap_err();
@@ -322,8 +358,11 @@ fn archive() {
         exit_code: 137,
         gpu_ms: 48_000,
         last_tasks: vec![Task { phase: TaskPhase::Lost, ..task.clone() }, task],
+        queued_ms: 1_795_000_000_000,
     };
     check("archive-job", 1, &job);
+    let queued_ms = 1_795_000_003_000;
+    check("archive-shaped-job", 2, &Job { spec: shaped_job().into(), queued_ms, ..job });
 }
 
 /// Compared by what it says, not with a fresh one: the words of reasons may change freely.

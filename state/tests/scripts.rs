@@ -264,6 +264,7 @@ fn job_spec(name: &str, options: &Options<'_>) -> JobSpec {
         notice_ms: options.number("notice", 10) * 1000,
         restarts: options.number("restarts", 0) as u32,
         checkpoint_interval_ms: 0,
+        shape: Default::default(),
     }
 }
 

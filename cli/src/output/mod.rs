@@ -14,6 +14,7 @@ pub(crate) mod node;
 pub(crate) mod plan;
 #[cfg(test)]
 pub(crate) mod samples;
+mod shape;
 #[cfg(test)]
 mod snapshots;
 pub(crate) mod status;

@@ -1,5 +1,7 @@
 //! The checker is checked: every invariant has a planted fault that it must name.
 
+use std::sync::Arc;
+
 use rowen_topology::{Impaired, NodePos, drawing};
 
 use crate::{
@@ -84,6 +86,15 @@ const FAULTS: &[(&str, Fault)] = &[
     ("a snapshot restores", |c| c.derived.usage_digest ^= 1),
     ("a snapshot restores", |c| c.derived.fabric_hash ^= 1),
     ("the flat index is derived", |c| c.derived.index.set_node(NodePos(0), 1, 0)),
+    ("an exclusive node has one gang", |c| {
+        Arc::make_mut(&mut job(c, 1).spec).shape.nodes.exclusive = true;
+    }),
+    ("gangs that grow are derived", |c| {
+        c.derived.growing.insert(JobId(1));
+    }),
+    ("exclusive jobs are derived", |c| {
+        c.derived.exclusive.insert(JobId(1));
+    }),
     ("the queue is derived", |c| c.derived.queue = Default::default()),
     ("timed jobs are derived", |c| c.derived.timed = Default::default()),
     ("ended jobs are derived", |c| c.derived.ended = Default::default()),
@@ -264,6 +275,7 @@ fn gang_of_two() -> JobSpec {
         notice_ms: 10_000,
         restarts: 1,
         checkpoint_interval_ms: 0,
+        shape: Default::default(),
     }
 }
 

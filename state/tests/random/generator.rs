@@ -184,7 +184,17 @@ impl Generator {
 
     fn draw(&mut self, cluster: &Cluster) -> Option<Drawn> {
         Some(match self.rng.below(100) {
-            0..=8 => {
+            0..=2 => {
+                let spec = specs::shaped_job(&mut self.rng, self.host_claims);
+                match cluster.meta().version {
+                    1 => {
+                        let refused = Expect::Refused(Code::Conflict);
+                        ("a shape in an old version", Command::SubmitJob(spec), refused)
+                    }
+                    _ => ("submit a shape", Command::SubmitJob(spec), Expect::Any),
+                }
+            }
+            3..=8 => {
                 let spec = specs::job(&mut self.rng, self.host_claims);
                 ("submit", Command::SubmitJob(spec), Expect::Any)
             }
