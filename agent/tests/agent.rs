@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rowen_agent::{Config, Simulate, spec};
+use rowen_agent::{Config, Simulate, discover, spec};
 use rowen_api::v1::{
     self, AgentMessage, Desired, DesiredTask, Epoch, Hello, LogChunk, Owner, OwnerKind, ReadLog,
     ServerMessage, TaskPhase, TaskReport,
@@ -75,15 +75,26 @@ impl Server {
 
     async fn attached(&mut self) -> (Leader, Hello) {
         let link = timeout(LIMIT, self.links.recv()).await.unwrap().unwrap();
-        let mut leader =
-            Leader { link, lease: true, reports: VecDeque::new(), logs: VecDeque::new() };
+        let mut leader = Leader {
+            link,
+            lease: true,
+            reports: VecDeque::new(),
+            logs: VecDeque::new(),
+            health: Vec::new(),
+        };
         let Said::Hello(hello) = leader.hear().await else { panic!("hello comes first") };
         (leader, hello)
     }
 
     async fn welcomed(&mut self) -> (Leader, Hello) {
         let (leader, hello) = self.attached().await;
-        let welcome = v1::Welcome { term: 1, node_lease_ms: 2000, heartbeat_ms: 50, kill_ms: 100 };
+        let welcome = v1::Welcome {
+            term: 1,
+            node_lease_ms: 2000,
+            heartbeat_ms: 50,
+            kill_ms: 100,
+            hears_gpu_health: true,
+        };
         leader.say(Kind::Welcome(welcome)).await;
         (leader, hello)
     }
@@ -96,6 +107,8 @@ struct Leader {
     lease: bool,
     reports: VecDeque<TaskReport>,
     logs: VecDeque<LogChunk>,
+    /// By GPU, what the agent last said is wrong with it.
+    health: Vec<String>,
 }
 
 impl Leader {
@@ -122,6 +135,9 @@ impl Leader {
                 self.say(Kind::ReportAck(v1::ReportAck { seq: report.seq })).await;
             }
             Said::Log(chunk) => self.logs.push_back(chunk),
+            Said::GpuHealth(health) => {
+                self.health = health.gpus.into_iter().map(|gpu| gpu.trouble).collect();
+            }
         }
     }
 
@@ -488,6 +504,28 @@ async fn a_silent_leader_ends_the_tasks() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn says_when_a_gpu_falls_ill_and_when_it_is_well_again() {
+    let mut server = Server::start().await;
+    let agent = Agent::start(&server);
+    let (mut leader, hello) = server.welcomed().await;
+    assert!(hello.gpus.iter().all(|gpu| gpu.healthy));
+    let faults = agent.dir.path().join(discover::FAULTS_FILE);
+    fs::write(&faults, "1 XID 79\n").unwrap();
+    while leader.health.get(1).is_none_or(String::is_empty) {
+        leader.turn().await;
+    }
+    assert_eq!(leader.health[..2], ["", "XID 79"]);
+    // Whoever leads next hears of it in the hello.
+    leader.say(Kind::Refused(v1::Refused { why: "no".into(), ..v1::Refused::default() })).await;
+    let (mut leader, hello) = server.welcomed().await;
+    assert_eq!((hello.gpus[1].healthy, hello.gpus[1].health.as_str()), (false, "XID 79"));
+    fs::remove_file(&faults).unwrap();
+    while leader.health.get(1).is_none_or(|said| !said.is_empty()) {
+        leader.turn().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn goes_where_the_leader_is_and_refuses_older_ones() {
     let (mut follower, mut server) = (Server::start().await, Server::start().await);
     let agent = Agent::start(&follower);
@@ -499,7 +537,13 @@ async fn goes_where_the_leader_is_and_refuses_older_ones() {
     leader.say(refused(&server.addr, false)).await;
     let (leader, _) = server.attached().await;
     leader
-        .say(Kind::Welcome(v1::Welcome { term: 5, node_lease_ms: 1, heartbeat_ms: 50, kill_ms: 1 }))
+        .say(Kind::Welcome(v1::Welcome {
+            term: 5,
+            node_lease_ms: 1,
+            heartbeat_ms: 50,
+            kill_ms: 1,
+            hears_gpu_health: false,
+        }))
         .await;
     leader.say(Kind::Desired(Desired { generation: 1, term: 4, tasks: Vec::new() })).await;
     let (leader, hello) = follower.attached().await;

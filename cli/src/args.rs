@@ -77,6 +77,9 @@ pub(crate) enum Verb {
     Queue(JobListArgs),
     /// Say why a job waits (= job why).
     Why(JobIdArgs),
+    /// Say what would come of changes, on a copy of the state: nothing is done.
+    #[command(name = "whatif", alias = "what-if")]
+    WhatIf(crate::verbs::WhatIfArgs),
     /// Print what a job's tasks wrote (= job logs).
     Logs(LogsArgs),
     /// End jobs (= job cancel).
@@ -465,6 +468,9 @@ pub(crate) enum FabricVerb {
     Set(FileArgs),
     /// Turn what another system knows of a fabric into a fabric file.
     Import(Box<ImportArgs>),
+    /// Faulty GPUs and links: list them, or say what is faulty.
+    #[command(subcommand, arg_required_else_help = true)]
+    Health(crate::verbs::HealthVerb),
     /// Print the JSON Schema of fabric files.
     Schema,
 }

@@ -205,6 +205,16 @@ impl DraftNode {
         }
     }
 
+    /// As if an owner had gone; `gpus` come free with it.
+    pub(crate) fn vacate(&mut self, owner: AllocationId, gpus: GpuMask) {
+        let Some(at) = self.tenants.iter().position(|tenant| tenant.allocation == owner) else {
+            return;
+        };
+        let tenant = self.tenants.remove(at);
+        self.free = self.free.or(tenant.gpus).or(gpus);
+        self.host = self.host.plus(tenant.cpus as i64, tenant.memory_mib as i64);
+    }
+
     /// Promises GPUs, whoever is on them now.
     pub(crate) fn promise(&mut self, gpus: GpuMask) {
         self.free = self.free.without(gpus);
@@ -219,6 +229,9 @@ impl DraftNode {
     /// Promises GPUs to so many workers, with the cores and memory that they claim.
     pub(crate) fn take(&mut self, gpus: GpuMask, claim: &Claim, workers: u32) {
         self.promise(gpus);
+        if claim.exclusive {
+            self.free = GpuMask::NONE;
+        }
         let workers = i64::from(workers);
         self.host =
             self.host.plus(-(claim.cpus as i64) * workers, -(claim.memory_mib as i64) * workers);

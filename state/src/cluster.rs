@@ -4,7 +4,7 @@ use std::{cmp::Reverse, collections::BTreeMap, sync::Arc};
 
 use imbl::{OrdMap, OrdSet};
 use rowen_planted::{Bug, planted};
-use rowen_topology::{FabricRecord, FlatIndex, NodePos};
+use rowen_topology::{FabricRecord, FlatIndex, Impaired, NodePos, Offers};
 use serde::Serialize;
 use xxhash_rust::xxh3::xxh3_128;
 
@@ -13,6 +13,7 @@ use crate::{
     JobState, Node, NodeId, Outcome, Owner, Place, Record, Replica, ReplicaId, StopReason, Table,
     Timing,
     codec::{self, READS_VERSION, Row, Stored},
+    health::{self, Health, Part, Parts},
     ledger::UsageKey,
     requests::Requests,
     rooms::{self, Rooms, Rows},
@@ -79,6 +80,8 @@ pub struct Cluster {
     pub(crate) replicas: Table<ReplicaId, Replica>,
     pub(crate) usage: OrdMap<UsageKey, u64>,
     pub(crate) requests: Requests,
+    /// Faulty GPUs and links. From version 2 on; empty before.
+    pub(crate) health: Parts,
     pub(crate) derived: Derived,
 }
 
@@ -97,11 +100,17 @@ pub(crate) struct Derived {
     pub(crate) ended: OrdSet<(u64, JobId)>,
     /// Jobs and allocations with something that a tick may end.
     pub(crate) timed: OrdSet<JobId>,
+    /// Running jobs with fewer workers than they asked for, that may grow.
+    pub(crate) growing: OrdSet<JobId>,
+    /// Live jobs that want their nodes for themselves.
+    pub(crate) exclusive: OrdSet<JobId>,
     /// Allocations that are being taken back.
     pub(crate) stopping: OrdSet<AllocationId>,
     /// Hash of the fabric and digest of usage lines, brought up to date with them.
     pub(crate) fabric_hash: u128,
     pub(crate) usage_digest: u128,
+    /// Nodes that faulty links slow down, by position.
+    pub(crate) impaired: Arc<Vec<Impaired>>,
 }
 
 impl Default for Cluster {
@@ -137,6 +146,7 @@ impl Cluster {
             replicas: Table::new(6),
             usage: OrdMap::new(),
             requests: Requests::default(),
+            health: Parts::default(),
             derived: Derived::empty(&fabric, FIRST_VERSION),
             fabric: Arc::new(fabric),
         }
@@ -249,6 +259,12 @@ impl Cluster {
             .map(|(_, id)| self.jobs.get(*id).expect("a queued job is in the table"))
     }
 
+    /// Running jobs with fewer workers than they asked for, that may grow, by id.
+    pub fn growing(&self) -> impl Iterator<Item = &Job> {
+        let ids = self.derived.growing.iter();
+        ids.map(|id| self.jobs.get(*id).expect("a job that runs is in the table"))
+    }
+
     /// How many jobs are queued.
     pub fn queue_len(&self) -> usize {
         self.derived.queue.len()
@@ -321,7 +337,31 @@ impl Cluster {
             ],
             &mut bytes,
         );
+        if self.meta.version >= 2 {
+            codec::canonical(&self.health.digest(), &mut bytes);
+        }
         xxh3_128(&bytes)
+    }
+
+    /// Parts of the fabric that are not as they should be.
+    pub fn health(&self) -> impl ExactSizeIterator<Item = (&Part, &Health)> {
+        self.health.rows().iter()
+    }
+
+    /// How a part is; `None`: as it should be.
+    pub fn health_of(&self, part: &Part) -> Option<&Health> {
+        self.health.rows().get(part)
+    }
+
+    /// Nodes whose GPUs reach others at less than full speed, by position.
+    pub fn impaired(&self) -> &[Impaired] {
+        &self.derived.impaired
+    }
+
+    /// What each domain can offer with its links as they are.
+    pub fn offers(&self) -> Offers {
+        let faults = health::link_faults(self.health.rows().iter());
+        rowen_topology::offers(&self.fabric, &self.derived.index, &faults)
     }
 
     /// GPUs a node could give to a gang by evicting fillers: owned by instances
@@ -394,11 +434,28 @@ impl Cluster {
         } else {
             self.derived.timed.remove(&id);
         }
+        if job.spec.shape.nodes.exclusive {
+            match state.ended() {
+                true => self.derived.exclusive.remove(&id),
+                false => self.derived.exclusive.insert(id),
+            };
+        }
         if state.ended() {
             job.ended_ms = now_ms;
             job.reason_index = index; // orders the ended jobs
             self.derived.ended.insert((index, id));
         }
+        self.derived.growing.remove(&id);
+        if state == JobState::Running && self.jobs.get(id).is_some_and(|job| self.is_small(job)) {
+            self.derived.growing.insert(id);
+        }
+    }
+
+    /// Whether a job may grow and has not all its workers.
+    fn is_small(&self, job: &Job) -> bool {
+        let own = job.allocation.and_then(|own| self.allocations.get(own));
+        job.spec.shape.grow_after_ms > 0
+            && own.is_some_and(|own| own.tasks.len() < job.spec.workers as usize)
     }
 
     /// Binds GPUs to an owner: allocation, slots, meters, generations.
@@ -508,6 +565,12 @@ impl Cluster {
                 node.gpus[ordinal as usize].held = None;
             }
         }
+        if self.jobs.get(id).is_some_and(|job| job.state == JobState::Stopping) {
+            // A gang that was to grow: it is queued again once its tasks have ended.
+            self.tell(id, format!("the hold of its next attempt was released: {why}"), outcome);
+            outcome.replan = true;
+            return;
+        }
         self.set_job_state(id, JobState::Queued);
         self.set_job_reason(id, why.to_owned());
         self.tell(id, format!("the hold was released: {why}"), outcome);
@@ -546,6 +609,9 @@ impl Cluster {
         self.allocations.rise(to);
         self.replicas.rise(to);
         self.derived.fabric_hash = fabric_hash(&self.fabric, to);
+        if to == 2 {
+            self.adopt_sick_gpus();
+        }
     }
 
     /// The archive's keys of a job's story begin so; then index and line number.
@@ -650,12 +716,18 @@ impl Cluster {
             }
             if job.state.ended() {
                 derived.ended.insert((job.reason_index, id));
+            } else if job.spec.shape.nodes.exclusive {
+                derived.exclusive.insert(id);
+            }
+            if job.state == JobState::Running && self.is_small(job) {
+                derived.growing.insert(id);
             }
         }
         let stopping = self.allocations.iter().filter(|(_, allocation)| allocation.stop.is_some());
         derived.stopping = stopping.map(|(id, _)| id).collect();
         self.derived = derived;
         self.rehash_derived();
+        self.derive_impaired();
         for id in self.nodes.iter().map(|(id, _)| id).collect::<Vec<_>>() {
             self.refresh_index(id);
         }
@@ -679,9 +751,12 @@ impl Derived {
             queue: OrdSet::new(),
             ended: OrdSet::new(),
             timed: OrdSet::new(),
+            growing: OrdSet::new(),
+            exclusive: OrdSet::new(),
             stopping: OrdSet::new(),
             fabric_hash: fabric_hash(fabric, version),
             usage_digest: 0,
+            impaired: Arc::default(),
         }
     }
 }

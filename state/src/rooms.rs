@@ -207,8 +207,10 @@ impl Rows {
         let schedulable = node.schedulable();
         let sick = node.mask(|slot| !slot.healthy).count() as u8;
         let (room, evictable) = match schedulable {
-            true => (room_of(cluster, node), evictable_on(cluster, node)),
-            false => Default::default(),
+            true if !cluster.is_taken_whole(node, &[]) => {
+                (room_of(cluster, node), evictable_on(cluster, node))
+            }
+            _ => Default::default(),
         };
         let count = Count {
             sick,
