@@ -359,7 +359,7 @@ impl World {
         Some(match rng.between(0, 99) {
             0..=49 => {
                 self.jobs += 1;
-                Command::SubmitJob(setup::job(self.jobs, rng))
+                Command::SubmitJob(setup::job(self.jobs, rng, cluster.meta().version))
             }
             50..=57 => Command::CancelJob(rng.pick(&live)?),
             58..=60 => Command::RequeueJob(rng.pick(&live)?),
@@ -397,7 +397,8 @@ impl World {
         self.context.note(format_args!("a flood of requests"));
         for _ in 0..rng.between(8, 16) {
             self.jobs += 1;
-            let mut spec = setup::job(self.jobs, rng);
+            let version = self.control.core.cluster().meta().version;
+            let mut spec = setup::job(self.jobs, rng, version);
             spec.workers = 0;
             spec.env.insert("DATA".into(), "x".repeat(rng.between(8, 24) as usize * 1_024));
             self.begin(Command::SubmitJob(spec));

@@ -261,7 +261,7 @@ pub(crate) fn raft_config(id: u64, timing: &Timing) -> ReplicaConfig {
     }
 }
 
-fn server_config(id: u64, addr: &str, timing: &Timing) -> Config {
+pub(crate) fn server_config(id: u64, addr: &str, timing: &Timing) -> Config {
     Config {
         replica: Some(id),
         data: "/rowen".into(),

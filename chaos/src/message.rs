@@ -1,7 +1,7 @@
 //! What travels in a world: messages between agents and replicas, and events.
 
 use rowen_agent::core::TaskKey;
-use rowen_state::{GpuMask, Owner, TaskReport};
+use rowen_state::{GpuMask, Owner, Part, TaskReport};
 
 use crate::{clients::Told, logs::Writer, net::Host, watches::Shown};
 
@@ -14,10 +14,31 @@ pub(crate) type ReplicaAt = usize;
 /// From an agent.
 #[derive(Clone, Debug)]
 pub(crate) enum ToLeader {
-    Hello { term: u64, boot: u32, said_ms: u64, healthy: GpuMask, tasks: Vec<TaskReport> },
-    Heartbeat { seq: u64, generation: u64 },
-    Report { seq: u64, tasks: Vec<TaskReport> },
-    Log { read: u64, data: String, end: bool, error: String },
+    Hello {
+        term: u64,
+        boot: u32,
+        said_ms: u64,
+        healthy: GpuMask,
+        tasks: Vec<TaskReport>,
+    },
+    Heartbeat {
+        seq: u64,
+        generation: u64,
+    },
+    Report {
+        seq: u64,
+        tasks: Vec<TaskReport>,
+    },
+    /// The GPUs that are not fit, as it is now.
+    GpuHealth {
+        sick: GpuMask,
+    },
+    Log {
+        read: u64,
+        data: String,
+        end: bool,
+        error: String,
+    },
 }
 
 /// To an agent.
@@ -106,6 +127,10 @@ pub(crate) enum Event {
         machine: MachineAt,
         life: u64,
         key: TaskKey,
+    },
+    /// A link that flapped is up again.
+    LinkUp {
+        part: Part,
     },
     /// A GPU that was sick is well again.
     Repaired {

@@ -13,11 +13,12 @@ use rowen_state::{Allocation, Cluster, Code, Command, Owner};
 
 use crate::{
     clients::request_id,
-    group::{WALL_MS, raft_config},
+    group::{WALL_MS, raft_config, server_config},
     history::History,
     inbox::Arrived,
     invariant::Invariant,
     message::{Event, ReplicaAt},
+    setup::LONGEST_LEASE_MS,
     world::World,
 };
 
@@ -140,10 +141,12 @@ impl World {
         self.go_back(&bytes, unix_s, at);
         let seat = &self.group.seats[at];
         let mut raft = raft_config(1, &self.timing);
-        let (disk, addr, life) = (seat.disk.clone(), seat.addr.clone(), seat.life);
+        let (disk, life) = (seat.disk.clone(), seat.life);
+        let config = server_config(1, &seat.addr, &self.timing);
         let inbox = self.inbox.clone();
         process.spawn(async move {
-            let made = Shell::restore_simulated(disk, &mut raft, &bytes, addr, unix_s).await;
+            let times = (unix_s, LONGEST_LEASE_MS);
+            let made = Shell::restore_simulated(disk, &mut raft, &bytes, &config, times).await;
             inbox.push(Arrived::Made { replica: at, life, made: made.map(|()| raft.id.0) });
         });
     }
@@ -185,7 +188,9 @@ impl World {
     /// The truth is the backup's again.
     fn go_back(&mut self, bytes: &[u8], unix_s: u64, at: ReplicaAt) {
         let read = backup::read(bytes).expect("it was read before");
-        let (cluster, _) = read.cluster.reincarnate(&self.group.seats[at].addr, unix_s);
+        let addr = self.group.seats[at].addr.clone();
+        let timing = self.timing.initial();
+        let (cluster, _) = read.cluster.reincarnate(&addr, unix_s, timing, LONGEST_LEASE_MS);
         let index = cluster.applied();
         self.context.note(format_args!("all goes back to #{index}"));
         self.truth.go_back(index, cluster.state_hash());

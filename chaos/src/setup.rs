@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use rowen_api::v1;
-use rowen_state::{FillerSpec, JobSpec, Owner, Probe, Resources};
+use rowen_state::{FillerSpec, JobSpec, Owner, Probe, Resources, Shape};
 use rowen_topology::{FabricRecord, Level, drawing};
 
 use crate::rng::Rng;
@@ -49,7 +49,16 @@ impl Timing {
     }
 }
 
+/// No timing that is ever set grants more.
+pub(crate) const LONGEST_LEASE_MS: u64 = 36_000;
+
 impl Timing {
+    /// What a cluster begins with.
+    pub(crate) fn initial(&self) -> rowen_state::Timing {
+        let Timing { node_lease_ms, heartbeat_ms, kill_ms, drift_ppm, .. } = *self;
+        rowen_state::Timing { node_lease_ms, heartbeat_ms, kill_ms, drift_ppm }
+    }
+
     /// What an operator sets instead: whatever the machines can keep to.
     pub(crate) fn change(&self, rng: &mut Rng) -> v1::TimingChange {
         let heartbeat_ms = rng.between(700, 4_000);
@@ -128,7 +137,7 @@ pub(crate) fn fabric(rng: &mut Rng) -> FabricRecord {
 }
 
 /// A gang; whether it fits on the fabric is not looked at.
-pub(crate) fn job(number: usize, rng: &mut Rng) -> JobSpec {
+pub(crate) fn job(number: usize, rng: &mut Rng, version: u32) -> JobSpec {
     let levels = [None, None, None, Some(Level::Site), Some(Level::Block), Some(Level::Node)];
     let spec = JobSpec {
         name: format!("job-{number}"),
@@ -147,9 +156,23 @@ pub(crate) fn job(number: usize, rng: &mut Rng) -> JobSpec {
         notice_ms: rng.between(0, 15) * 1_000,
         restarts: rng.between(0, 2) as u32,
         checkpoint_interval_ms: 0,
+        shape: Default::default(),
     };
+    let spec =
+        if version >= 2 { JobSpec { shape: shape(spec.workers, rng), ..spec } } else { spec };
     spec.validate().expect("a drawn job is valid");
     spec
+}
+
+/// What moves GPUs about in ways of its own: whole nodes, attempts that give way to larger ones.
+fn shape(workers: u32, rng: &mut Rng) -> Shape {
+    let mut shape = Shape::default();
+    shape.nodes.exclusive = rng.chance(15);
+    if workers > 1 && rng.chance(40) {
+        shape.min_workers = rng.between(1, u64::from(workers) - 1) as u32;
+        shape.grow_after_ms = rng.between(1, 10) * 1_000;
+    }
+    shape
 }
 
 /// A filler, one of three names.

@@ -4,7 +4,6 @@ use rowen_state::{AllocationId, Cluster, JobSpec, Place};
 
 use crate::{
     Cycle, Verdict,
-    demand::Ask,
     fit::{self, Placement},
 };
 
@@ -32,7 +31,8 @@ pub struct DryRun {
 pub fn dry_run(view: &Cluster, spec: &JobSpec) -> DryRun {
     let mut cycle = Cycle::new(view);
     cycle.gangs_before(|job| job.spec.priority < spec.priority);
-    match cycle.consider(&Ask::new(spec, view.index())) {
+    let ask = cycle.draft.ask_of(spec, true);
+    match cycle.consider(&ask) {
         Verdict::Wait(reason) => DryRun { reason, ..DryRun::default() },
         Verdict::Start(placement) => DryRun { fits_now: true, ..placed(&cycle, placement) },
         Verdict::Hold(placement) => DryRun { fits_by_eviction: true, ..placed(&cycle, placement) },

@@ -7,7 +7,7 @@ use crate::{
     Cycle, Verdict,
     demand::Ask,
     draft::Draft,
-    fit,
+    fit::{self, Holding},
     node::Fate,
     reason::{self, Census},
     slots::{Pool, Slots},
@@ -56,6 +56,20 @@ pub fn explain(view: &Cluster, job: JobId) -> Explanation {
     match job.state {
         JobState::Queued => queued(view, job, base),
         JobState::Holding => holding(view, job, base),
+        JobState::Running if view.growing().any(|small| small.id == job.id) => {
+            let own = job.allocation.and_then(|own| view.allocations().get(own));
+            let have = own.map_or(0, |own| own.tasks.len());
+            let all = job.spec.workers;
+            let worth = (2 * have).min(all as usize);
+            let due_ms = job.running_ms.saturating_add(job.spec.shape.grow_after_ms);
+            let after_s = due_ms.saturating_sub(view.now_ms()).div_ceil(1_000);
+            let summary = format!(
+                "job {} runs with {have} of {all} workers; it grows when it could have {worth} and \
+                 no gang that waits takes them, no sooner than in {after_s} s",
+                job.id
+            );
+            Explanation { summary, ..base }
+        }
         _ => Explanation { summary: summary_of(job), ..base },
     }
 }
@@ -91,7 +105,7 @@ fn holding(view: &Cluster, job: &Job, base: Explanation) -> Explanation {
 fn queued(view: &Cluster, job: &Job, base: Explanation) -> Explanation {
     let mut cycle = Cycle::new(view);
     cycle.gangs_before(|other| other.id == job.id);
-    let ask = Ask::new(&job.spec, view.index());
+    let ask = cycle.draft.ask(job);
     let levels = levels(&mut cycle.draft, &ask);
     let position = view.queue().take_while(|other| other.id != job.id).count() + 1;
     let base = Explanation { levels, queue_position: position as u32, ..base };
@@ -106,11 +120,15 @@ fn queued(view: &Cluster, job: &Job, base: Explanation) -> Explanation {
         Verdict::Wait(reason) => {
             cycle.draft.rollback(before); // what is kept for it does not stand in its way
             let first_end = first_end(&cycle.draft, &ask);
+            let wait_end_ms = wait_end_ms(&mut cycle.draft, job, &ask);
             Explanation {
                 summary: format!("job {} waits: {reason}", job.id),
-                binding_constraint: binding(&mut cycle.draft, &ask),
+                binding_constraint: match wait_end_ms {
+                    Some(_) => "its locality wait".into(),
+                    None => binding(&mut cycle.draft, &ask),
+                },
                 cheapest_change: cheapest_change(&mut cycle.draft, &ask, first_end),
-                start_estimate_ms: first_end.map(|(end_ms, _)| end_ms),
+                start_estimate_ms: first_end.map(|(ms, _)| ms).into_iter().chain(wait_end_ms).min(),
                 ..base
             }
         }
@@ -121,12 +139,12 @@ fn levels(draft: &mut Draft<'_>, ask: &Ask) -> Vec<LevelReason> {
     let index = draft.index();
     draft.slots(&ask.claim, Pool::Evicted);
     draft.slots(&ask.claim, Pool::Empty);
-    let room = draft.counted(&ask.claim, Pool::Evicted);
-    let empty = draft.counted(&ask.claim, Pool::Empty);
+    let room = Holding::of(draft, ask, draft.counted(&ask.claim, Pool::Evicted));
+    let empty = Holding::of(draft, ask, draft.counted(&ask.claim, Pool::Empty));
     let of_level = |level| {
-        let (nearest, workers) = reason::nearest(index, room, level)?;
-        let holds = |domain: &_| empty.within(*domain) >= u64::from(ask.workers);
-        let lacks = u64::from(ask.workers).saturating_sub(workers);
+        let (nearest, workers) = room.nearest(index, level)?;
+        let holds = |domain: &_| empty.within(*domain) >= u64::from(ask.least);
+        let lacks = u64::from(ask.least).saturating_sub(workers);
         Some(LevelReason {
             level,
             considered: index.domains(level).len() as u32,
@@ -143,12 +161,28 @@ fn binding(draft: &mut Draft<'_>, ask: &Ask) -> String {
         return "the size and kind of the fabric".into();
     }
     let index = draft.index();
-    let room = draft.slots(&ask.claim, Pool::Soon);
-    match reason::nearest(index, room, ask.required) {
-        Some((_, workers)) if workers >= ask.workers.into() => "GPUs that are coming free".into(),
-        Some((nearest, _)) => Census::of(draft, &ask.claim, nearest).binding().into(),
+    draft.slots(&ask.claim, Pool::Soon);
+    let slots = draft.counted(&ask.claim, Pool::Soon);
+    match Holding::of(draft, ask, slots).nearest(index, ask.required) {
+        Some((_, workers)) if workers >= ask.least.into() => "GPUs that are coming free".into(),
+        Some((nearest, workers)) => {
+            let lost = (slots.within(nearest) - workers) * u64::from(ask.claim.gpus);
+            Census::of(draft, &ask.claim, nearest).with_lost(lost).binding().into()
+        }
         None => "a fabric".into(),
     }
+}
+
+/// When the locality wait ends, where that would admit the job.
+fn wait_end_ms(draft: &mut Draft<'_>, job: &Job, ask: &Ask) -> Option<u64> {
+    if !ask.waits {
+        return None;
+    }
+    let later = draft.ask_of(&job.spec, false);
+    draft.slots(&later.claim, Pool::Evicted);
+    let slots = draft.counted(&later.claim, Pool::Evicted);
+    fit::fits(draft, &later.with(later.least), slots)
+        .then(|| job.queued_ms.saturating_add(job.spec.shape.locality_wait_ms))
 }
 
 /// What would admit the job now, or first.
@@ -158,9 +192,10 @@ fn cheapest_change(draft: &mut Draft<'_>, ask: &Ask, first_end: Option<(u64, Job
         false => Pool::Evicted,
     };
     let (index, now_ms) = (draft.index(), draft.view.now_ms());
-    let room = draft.slots(&ask.claim, pool);
-    let most = |level| reason::nearest(index, room, level).map_or(0, |(_, workers)| workers);
-    let needed = u64::from(ask.workers);
+    draft.slots(&ask.claim, pool);
+    let room = Holding::of(draft, ask, draft.counted(&ask.claim, pool));
+    let most = |level| room.nearest(index, level).map_or(0, |(_, workers)| workers);
+    let needed = u64::from(ask.least);
     let mut changes = Vec::new();
     let wider = Level::ALL.into_iter().rev().filter(|level| *level < ask.required);
     if let Some(level) = wider.into_iter().find(|level| most(*level) >= needed) {
@@ -190,7 +225,7 @@ fn first_end(draft: &Draft<'_>, ask: &Ask) -> Option<(u64, JobId)> {
                 tenant.fate != Fate::Staying || ended.binary_search(&tenant.allocation).is_ok()
             })
         });
-        fit::best_domain(draft, ask, &room).is_some()
+        fit::fits(draft, &ask.with(ask.least), &room)
     };
     if !fits_after(ends.len()) || fits_after(0) {
         return None;

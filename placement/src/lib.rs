@@ -9,6 +9,8 @@
 //!   (Planned starts, which protect large gangs from a stream of small ones, come with backfill.)
 //! - A gang that fits once allocations which already end have ended *earmarks* those GPUs: neither
 //!   later gangs nor fillers get them, so a short wait does not become a long one.
+//! - A gang that runs with fewer workers than it asked for may give way to a larger attempt of its
+//!   own, after every gang that waits.
 //! - Fillers come last. Whatever a gang could use now, with or without eviction, it was given
 //!   before; so no gang ever waits for a filler longer than that filler's notice.
 
@@ -18,10 +20,12 @@ mod dry_run;
 mod explain;
 mod fit;
 mod floors;
+mod forms;
 mod node;
 mod passes;
 mod reason;
 mod slots;
+mod what_if;
 
 use std::collections::BTreeMap;
 
@@ -31,11 +35,13 @@ use crate::{
     demand::Ask,
     draft::Draft,
     fit::Placement,
-    passes::{allocate, earmark, fill, preempt},
+    passes::{allocate, clear, earmark, fill, grow, preempt},
+    slots::Pool,
 };
 
 pub use dry_run::{DryRun, dry_run};
 pub use explain::{Explanation, LevelReason, explain};
+pub use what_if::{Becomes, FillerChange, JobChange, WhatIf, what_if};
 
 /// A plan has at most about this many decisions; the rest is for the next cycle. A caller plans
 /// again after each commit, until a plan is empty.
@@ -45,6 +51,7 @@ pub const MAX_DECISIONS: usize = 4_096;
 pub fn plan(view: &Cluster) -> Plan {
     let mut cycle = Cycle::new(view);
     if cycle.gangs() {
+        grow::grow(&mut cycle);
         fill::fill(&mut cycle);
     }
     Plan { based_on: view.applied(), decisions: cycle.decisions }
@@ -83,7 +90,8 @@ impl<'a> Cycle<'a> {
             if self.decisions.len() >= MAX_DECISIONS {
                 return false;
             }
-            let verdict = self.consider(&Ask::new(&job.spec, self.view.index()));
+            let ask = self.draft.ask(job);
+            let verdict = self.consider(&ask);
             self.decide(job, verdict);
         }
         true
@@ -92,7 +100,8 @@ impl<'a> Cycle<'a> {
     /// Tries the queue as far as `until` says, without keeping decisions.
     pub(crate) fn gangs_before(&mut self, until: impl Fn(&Job) -> bool) {
         for job in self.view.queue().take_while(|job| !until(job)) {
-            self.consider(&Ask::new(&job.spec, self.view.index()));
+            let ask = self.draft.ask(job);
+            self.consider(&ask);
         }
     }
 
@@ -101,18 +110,45 @@ impl<'a> Cycle<'a> {
         if let Some(reason) = self.stuck.get(ask) {
             return Verdict::Wait(reason.clone());
         }
-        if let Some(placement) = allocate::allocate(&mut self.draft, ask) {
-            return Verdict::Start(placement);
+        let sized = self.sized(ask, Pool::Evicted);
+        if let Some(verdict) = self.placed(&sized) {
+            return verdict;
         }
-        if let Some(placement) = preempt::preempt(&mut self.draft, ask) {
-            return Verdict::Hold(placement);
+        if ask.least < sized.workers {
+            let fewer = self.sized(ask, Pool::Free);
+            if let Some(placement) = allocate::allocate(&mut self.draft, &fewer) {
+                return Verdict::Start(placement);
+            }
         }
-        if let Some(reason) = earmark::earmark(&mut self.draft, ask) {
+        if let Some(reason) = earmark::earmark(&mut self.draft, &ask.with(ask.least)) {
             return Verdict::Wait(reason);
         }
         let reason = reason::why_not(&mut self.draft, ask);
         self.stuck.insert(*ask, reason.clone());
         Verdict::Wait(reason)
+    }
+
+    /// A start or a hold for exactly so many workers, if there is one.
+    pub(crate) fn placed(&mut self, sized: &Ask) -> Option<Verdict> {
+        if let Some(placement) = allocate::allocate(&mut self.draft, sized) {
+            return Some(Verdict::Start(placement));
+        }
+        let evicting = match sized.is_formless() && !sized.claim.exclusive {
+            true => preempt::preempt(&mut self.draft, sized),
+            false => clear::clear(&mut self.draft, sized),
+        };
+        evicting.map(Verdict::Hold)
+    }
+
+    /// The ask with the number of workers to try: all, or as many as a pool has for one that may
+    /// be fewer.
+    pub(crate) fn sized(&mut self, ask: &Ask, pool: Pool) -> Ask {
+        if ask.least == ask.workers {
+            return *ask;
+        }
+        self.draft.slots(&ask.claim, pool);
+        let slots = self.draft.counted(&ask.claim, pool);
+        ask.with(fit::most(&self.draft, ask, slots))
     }
 
     fn decide(&mut self, job: &Job, verdict: Verdict) {

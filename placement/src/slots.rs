@@ -8,7 +8,7 @@ use std::ops::Range;
 use rowen_state::{Count, Host, Rooms};
 use rowen_topology::{DomainId, FlatIndex, Level, NodePos};
 
-use crate::{demand::Claim, draft::Draft};
+use crate::{demand::Claim, draft::Draft, node::Fate};
 
 /// What a count of slots counts on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -53,6 +53,12 @@ impl Slots {
         for pos in draft.moves().iter().copied().chain(leaving.into_iter().flatten()) {
             at[pos.0 as usize] = one(draft, &fits, pool, pos);
         }
+        if claim.exclusive {
+            for (slots, pos) in at.iter_mut().zip((0u32..).map(NodePos)).filter(|(at, _)| **at > 0)
+            {
+                *slots *= u16::from(is_empty(draft, pool, pos));
+            }
+        }
         Slots::summed(draft, claim, at)
     }
 
@@ -65,7 +71,7 @@ impl Slots {
     fn summed(draft: &Draft<'_>, claim: &Claim, mut at: Vec<u16>) -> Slots {
         if !claim.admits_all() {
             for (slots, pos) in at.iter_mut().zip((0u32..).map(NodePos)) {
-                *slots *= u16::from(claim.admits(draft.index().model(pos)));
+                *slots *= u16::from(draft.admits(claim, pos));
             }
         }
         let index = draft.index();
@@ -95,7 +101,8 @@ impl Slots {
         }
         let fits = Fits::new(claim);
         for pos in &draft.moves()[self.moves..] {
-            let admitted = claim.admits(draft.index().model(*pos));
+            let admitted =
+                draft.admits(claim, *pos) && (!claim.exclusive || is_empty(draft, pool, *pos));
             let new = if admitted { one(draft, &fits, pool, *pos) } else { 0 };
             self.replace(draft.index(), *pos, new);
         }
@@ -243,6 +250,30 @@ fn one(draft: &Draft<'_>, fits: &Fits, pool: Pool, pos: NodePos) -> u16 {
     fits.on(gpus.count() as u8, room.host.plus(cpus as i64, memory_mib as i64))
 }
 
+/// Whether a node has nobody on it, once everybody has gone whom a pool counts as gone.
+fn is_empty(draft: &Draft<'_>, pool: Pool, pos: NodePos) -> bool {
+    if pool == Pool::Empty {
+        return true;
+    }
+    let mut gpus = draft.room(pos).free;
+    if pool != Pool::Free {
+        gpus = gpus.or(draft.evictable(pos).gpus);
+    }
+    if pool == Pool::Soon {
+        gpus = gpus.or(draft.leaving_at(pos).gpus);
+    }
+    let missing = u32::from(draft.index().gpu_count(pos)) - gpus.count();
+    // GPUs that nobody can have may have an owner all the same.
+    missing == 0
+        || (missing == u32::from(draft.rooms().count(pos).sick)
+            && draft.view.node_at(pos).holders().is_empty()
+            && draft.node(pos).tenants.iter().all(|tenant| match pool {
+                Pool::Evicted => tenant.fate == Fate::Evictable,
+                Pool::Soon => tenant.fate != Fate::Staying,
+                Pool::Free | Pool::Empty => false,
+            }))
+}
+
 /// A claim, made ready for many nodes: no division where there are enough cores and memory.
 struct Fits {
     by_gpus: [u16; 256],
@@ -308,7 +339,7 @@ impl Fits {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use rowen_state::{
         Cluster, Command, Decision, Entry, FillerSpec, GpuMask, NodeReport, Place, Plan, Resources,
     };
@@ -361,7 +392,7 @@ mod tests {
     }
 
     /// More nodes than a run of rows has, no two neighbours alike.
-    fn cluster() -> Cluster {
+    pub(crate) fn cluster() -> Cluster {
         let mut cluster = Cluster::new(1);
         let inventory = Inventory { nodes: (0..200).map(nodes).collect(), ..Default::default() };
         apply(&mut cluster, Command::SetFabric(inventory.expand().expect("a sound inventory")));
@@ -393,6 +424,12 @@ mod tests {
         let based_on = cluster.applied();
         apply(&mut cluster, Command::CommitPlan(Plan { based_on, decisions }));
         cluster
+    }
+
+    /// Of GPUs alone.
+    pub(crate) fn claim(gpus: u32) -> Claim {
+        let resources = Resources { gpus, ..Resources::default() };
+        Claim::new(&resources, &FlatIndex::default())
     }
 
     #[test]

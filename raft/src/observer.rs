@@ -13,12 +13,16 @@ use crate::{
     Archive, Leadership, Member, ReplicaId,
     machine::Applier,
     replica::member,
+    sim,
     transport::{Peers, fetch_archive},
     types::TypeConfig,
     wal::Wal,
 };
 
 const ARCHIVE_REPAIR_EVERY: Duration = Duration::from_secs(1);
+/// So many rounds lie between two periods of the archive that are held against the state: each is
+/// read whole, and a replica that was just started has other things to do.
+const ROUNDS_A_CHECK: u32 = 10;
 
 /// Turns what openraft and the log report into leadership and failure.
 pub(crate) struct Observer {
@@ -92,8 +96,9 @@ impl Observer {
     }
 }
 
-/// Fetches from a peer what the archive lacks after catching up by snapshot. The leader is asked
-/// first and every other member in turn: a leader may lack records too, and it leads for long.
+/// Fetches from a peer what the archive lacks, after catching up by snapshot or because what was
+/// there is not what the state says. The leader is asked first and every other member in turn: a
+/// leader may lack records too, and it leads for long.
 pub(crate) async fn repair_archive(
     own: ReplicaId,
     raft: Raft<TypeConfig, Applier>,
@@ -104,28 +109,44 @@ pub(crate) async fn repair_archive(
     let mut ticks = tokio::time::interval(ARCHIVE_REPAIR_EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut asked = 0;
-    loop {
+    for round in 1u32.. {
         ticks.tick().await;
+        let Leadership { leader, is_leader, .. } = leadership.borrow().clone();
         if !archive.has_gap().unwrap_or(false) {
             asked = 0;
+            // Whoever leads is asked by the others: what it put aside would be missed.
+            if leader.is_some() && !is_leader && round.is_multiple_of(ROUNDS_A_CHECK) {
+                check_archive(&archive).await;
+            }
             continue;
         }
-        let members: Vec<Member> = {
-            let metrics = raft.metrics();
-            let metrics = metrics.borrow_watched();
-            metrics.membership_config.nodes().map(|(id, node)| member(*id, node)).collect()
-        };
-        let leader = leadership.borrow().leader.clone();
-        let others = members.into_iter().filter(|other| Some(other) != leader.as_ref());
-        let all = leader.iter().cloned().chain(others).filter(|other| other.id != own);
-        let all: Vec<Member> = all.collect();
-        let Some(peer) = all.get(asked % all.len().max(1)) else { continue };
+        let peers_of_it = others(&raft, own, leader);
+        let Some(peer) = peers_of_it.get(asked % peers_of_it.len().max(1)) else { continue };
         asked += 1;
         let from = peer.id.0;
         match fetch_archive(&peers, from, &peer.addr, &archive).await {
             Ok(true) => tracing::info!(from, "the archive is whole again"),
-            Ok(false) => tracing::warn!(from, "the peer's archive does not fill the gap"),
+            Ok(false) => tracing::warn!(from, "what the peer's archive has does not close the gap"),
             Err(error) => tracing::warn!(from, %error, "archive not fetched yet"),
         }
+    }
+}
+
+/// All members but `own`, the leader first.
+fn others(raft: &Raft<TypeConfig, Applier>, own: ReplicaId, leader: Option<Member>) -> Vec<Member> {
+    let metrics = raft.metrics();
+    let metrics = metrics.borrow_watched();
+    let members = metrics.membership_config.nodes().map(|(id, node)| member(*id, node));
+    let behind = members.filter(|other| Some(other) != leader.as_ref());
+    leader.iter().cloned().chain(behind).filter(|other| other.id != own).collect()
+}
+
+async fn check_archive(archive: &Arc<Archive>) {
+    let archive = Arc::clone(archive);
+    let checked = sim::blocking(move || archive.check_next()).await;
+    match checked {
+        Ok(Ok(_)) => {} // what differs was told where it was found
+        Ok(Err(error)) => tracing::warn!(%error, "the archive could not be checked"),
+        Err(error) => tracing::warn!(%error, "the archive could not be checked"),
     }
 }

@@ -97,7 +97,7 @@ fn write_archive(
         true => Archive::open_simulated(Arc::clone(disk), &dir, config.retention())?,
         false => Archive::open(&dir, config.retention())?,
     };
-    archive.write(index, Vec::new())?;
+    archive.write(index, Vec::new(), None)?;
     let mut piece = Vec::new();
     for record in records {
         piece.push(Indexed { index, record });

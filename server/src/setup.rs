@@ -13,7 +13,7 @@ use std::{
 use anyhow::{Context, bail};
 use rowen_api::v1::{self, cluster_service_client::ClusterServiceClient};
 use rowen_raft::{ArchiveRecord, Member, Replica, ReplicaConfig, ReplicaId, disk::Disk};
-use rowen_state::codec::READS_VERSION;
+use rowen_state::{MAX_NODE_LEASE_MS, Timing, codec::READS_VERSION};
 use serde::{Deserialize, Serialize};
 use tonic::{Code, Status, transport::Endpoint};
 
@@ -86,10 +86,19 @@ pub async fn join(config: &Config, peers: &[String]) -> anyhow::Result<u64> {
 
 /// Makes an empty data folder the first replica of a cluster that goes on from a backup.
 /// Its incarnation rises, so that no allocation of before can be mistaken for one of after.
-pub fn restore(config: &Config, bytes: &[u8]) -> anyhow::Result<u64> {
+/// `longest_lease`: what an agent of before may hold; the backup cannot know what was granted after
+/// it. Nodes that do not come back keep their GPUs for as long.
+pub fn restore(config: &Config, bytes: &[u8], longest_lease: Duration) -> anyhow::Result<u64> {
     config.validate().map_err(anyhow::Error::msg)?;
+    let longest_ms = u64::try_from(longest_lease.as_millis()).unwrap_or(u64::MAX);
+    if longest_ms > MAX_NODE_LEASE_MS {
+        bail!(
+            "longest-lease: is {longest_ms} ms; no cluster grants more than 1h: give at most that"
+        );
+    }
     refuse_used(config)?;
-    let Reborn { index, snapshot, records, member } = reborn(bytes, config.address(), unix_s())?;
+    let since = (unix_s(), config.timing.initial(), longest_ms);
+    let Reborn { index, snapshot, records, member } = reborn(bytes, config.address(), since)?;
     let id = member.id;
     let raft = raft_config(config, id);
     rowen_raft::seed(&raft, index, &snapshot, records.into_iter(), member)?;
@@ -103,10 +112,11 @@ pub(crate) async fn restore_on(
     disk: Arc<dyn Disk>,
     raft: &mut ReplicaConfig,
     bytes: &[u8],
-    addr: String,
-    unix_s: u64,
+    config: &Config,
+    (unix_s, longest_ms): (u64, u64),
 ) -> anyhow::Result<()> {
-    let Reborn { index, snapshot, records, member } = reborn(bytes, addr, unix_s)?;
+    let since = (unix_s, config.timing.initial(), longest_ms);
+    let Reborn { index, snapshot, records, member } = reborn(bytes, config.address(), since)?;
     raft.id = member.id;
     rowen_raft::seed_on(disk, raft, (index, &snapshot), records.into_iter(), member).await?;
     Ok(())
@@ -120,9 +130,13 @@ struct Reborn {
     member: Member,
 }
 
-fn reborn(bytes: &[u8], addr: String, unix_s: u64) -> anyhow::Result<Reborn> {
+fn reborn(
+    bytes: &[u8],
+    addr: String,
+    (unix_s, timing, longest_ms): (u64, Timing, u64),
+) -> anyhow::Result<Reborn> {
     let backup = backup::read(bytes)?;
-    let (cluster, id) = backup.cluster.reincarnate(&addr, unix_s);
+    let (cluster, id) = backup.cluster.reincarnate(&addr, unix_s, timing, longest_ms);
     let member = Member { id: ReplicaId(id.0), addr };
     let (index, snapshot) = (cluster.applied(), cluster.to_snapshot()?);
     Ok(Reborn { index, snapshot, records: backup.records, member })

@@ -147,15 +147,16 @@ impl Shell {
     }
 
     /// Makes an empty simulated disk that of the first replica of a cluster that goes on from a
-    /// backup. `raft` gets its id; `unix_s`: what its machine's clock shows.
+    /// backup. `raft` gets its id; what its machine's clock shows in seconds, and the longest lease
+    /// that an agent may hold in milliseconds.
     pub async fn restore_simulated(
         disk: SimDisk,
         raft: &mut ReplicaConfig,
         bytes: &[u8],
-        addr: String,
-        unix_s: u64,
+        config: &Config,
+        times: (u64, u64),
     ) -> Result<(), String> {
-        let restored = setup::restore_on(Arc::new(disk), raft, bytes, addr, unix_s).await;
+        let restored = setup::restore_on(Arc::new(disk), raft, bytes, config, times).await;
         restored.map_err(|error| format!("{error:#}"))
     }
 

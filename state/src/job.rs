@@ -99,6 +99,9 @@ pub struct Job {
     pub gpu_ms: u64,
     /// Tasks of the last attempt that is over, by rank.
     pub last_tasks: Vec<Task>,
+    /// When it began to wait: submitted, or queued again after an attempt. In a cluster of version
+    /// 1 always the first.
+    pub queued_ms: u64,
 }
 
 impl Job {
@@ -122,6 +125,7 @@ impl Job {
             exit_code: 0,
             gpu_ms: 0,
             last_tasks: Vec::new(),
+            queued_ms: now_ms,
         }
     }
 }

@@ -10,7 +10,7 @@ use std::{ops::Range, sync::Arc};
 use imbl::Vector;
 use rowen_topology::NodePos;
 
-use crate::{Cluster, GpuMask, Node, NodeId, Owner};
+use crate::{AllocationId, Cluster, GpuMask, Node, NodeId, Owner};
 
 /// GPUs of a node, counted. The masks behind the first two are in [`Room`] and [`Evictable`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -101,6 +101,8 @@ pub struct Evictable {
     pub notice_ms: u64,
     /// When the youngest of them was bound.
     pub bound_ms: u64,
+    /// The instance, where there is only one: then the bounds are what it costs.
+    pub only: Option<AllocationId>,
 }
 
 /// See the module.
@@ -157,6 +159,18 @@ impl Rooms {
         self.evictable.leaves()
     }
 
+    /// What evictions would give at some positions.
+    pub fn evictables_of(
+        &self,
+        nodes: impl Iterator<Item = NodePos>,
+    ) -> impl Iterator<Item = (NodePos, Evictable)> {
+        let mut focus = self.evictable.focus();
+        nodes.map(move |pos| {
+            let evictable = focus.get(pos.0 as usize).expect("a position of the index");
+            (pos, *evictable)
+        })
+    }
+
     /// One node's counts.
     pub fn count(&self, pos: NodePos) -> Count {
         self.counts[pos.0 as usize]
@@ -193,8 +207,10 @@ impl Rows {
         let schedulable = node.schedulable();
         let sick = node.mask(|slot| !slot.healthy).count() as u8;
         let (room, evictable) = match schedulable {
-            true => (room_of(cluster, node), evictable_on(cluster, node)),
-            false => Default::default(),
+            true if !cluster.is_taken_whole(node, &[]) => {
+                (room_of(cluster, node), evictable_on(cluster, node))
+            }
+            _ => Default::default(),
         };
         let count = Count {
             sick,
@@ -230,6 +246,7 @@ fn evictable_on(cluster: &Cluster, node: &Node) -> Evictable {
             continue;
         }
         let tasks = cluster.tasks_on(node, allocation);
+        sum.only = (sum.largest == 0).then_some(id);
         sum.cpus += allocation.resources.cpus * tasks;
         sum.memory_mib += allocation.resources.memory_mib * u64::from(tasks);
         sum.largest = sum.largest.max(allocation.resources.gpus);

@@ -8,7 +8,7 @@ use rowen_state::GpuMask;
 use crate::{
     demand::Ask,
     draft::Draft,
-    fit,
+    fit::{self, Spot},
     node::{DraftNode, Fate},
     slots::Pool,
 };
@@ -17,14 +17,14 @@ use crate::{
 pub(crate) fn earmark(draft: &mut Draft<'_>, ask: &Ask) -> Option<String> {
     draft.slots(&ask.claim, Pool::Soon);
     let slots = draft.counted(&ask.claim, Pool::Soon);
-    let domain = fit::best_domain(draft, ask, slots)?;
-    for (pos, workers) in fit::spread(draft, slots, domain, ask.workers.into()) {
+    let Spot { domain, on, .. } = fit::spot(draft, ask, slots)?;
+    for (pos, workers) in on {
         let gpus = soonest(draft.node(pos), workers * ask.claim.gpus);
         draft.earmark(pos, gpus, &ask.claim, workers);
     }
     Some(format!(
         "needs {}: {} holds it once what already ends there has ended",
-        ask.in_words(draft.index()),
+        draft.in_words(ask),
         fit::name(draft.index(), domain)
     ))
 }

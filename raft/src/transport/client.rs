@@ -382,6 +382,7 @@ pub(crate) async fn fetch_archive(
     addr: &str,
     archive: &Archive,
 ) -> io::Result<bool> {
+    let gaps = archive.gaps();
     let silent = |_| io::Error::new(io::ErrorKind::TimedOut, "the peer says nothing");
     let asked = tokio::time::timeout(ARCHIVE_PATIENCE, archive_parts(peers, target, addr));
     let mut parts = asked.await.map_err(silent)?.map_err(io::Error::other)?;
@@ -402,7 +403,7 @@ pub(crate) async fn fetch_archive(
         archive.merge(items.collect())?;
     }
     match applied {
-        Some(applied) => Ok(archive.close_gap(applied)?),
+        Some(applied) => Ok(archive.close_gap(applied, gaps)?),
         None => Ok(false),
     }
 }

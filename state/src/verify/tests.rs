@@ -1,11 +1,14 @@
 //! The checker is checked: every invariant has a planted fault that it must name.
 
-use rowen_topology::{NodePos, drawing};
+use std::sync::Arc;
+
+use rowen_topology::{Impaired, NodePos, drawing};
 
 use crate::{
     AllocationId, Class, Cluster, Command, Decision, Duty, Entry, Epoch, FillerId, FillerSpec,
-    FillerState, GpuMask, InForce, JobId, JobSpec, Liveness, NodeId, NodeReport, Place, Plan,
-    Reply, Resources, Stop, StopReason, TaskPhase, TaskReport, Timing, ledger::UsageKey,
+    FillerState, GpuMask, Health, InForce, JobId, JobSpec, Liveness, NodeId, NodeReport, Part,
+    Place, Plan, Reply, Resources, Seer, Stop, StopReason, TaskPhase, TaskReport, Timing,
+    ledger::UsageKey,
 };
 
 type Fault = fn(&mut Cluster);
@@ -83,6 +86,15 @@ const FAULTS: &[(&str, Fault)] = &[
     ("a snapshot restores", |c| c.derived.usage_digest ^= 1),
     ("a snapshot restores", |c| c.derived.fabric_hash ^= 1),
     ("the flat index is derived", |c| c.derived.index.set_node(NodePos(0), 1, 0)),
+    ("an exclusive node has one gang", |c| {
+        Arc::make_mut(&mut job(c, 1).spec).shape.nodes.exclusive = true;
+    }),
+    ("gangs that grow are derived", |c| {
+        c.derived.growing.insert(JobId(1));
+    }),
+    ("exclusive jobs are derived", |c| {
+        c.derived.exclusive.insert(JobId(1));
+    }),
     ("the queue is derived", |c| c.derived.queue = Default::default()),
     ("timed jobs are derived", |c| c.derived.timed = Default::default()),
     ("ended jobs are derived", |c| c.derived.ended = Default::default()),
@@ -93,7 +105,38 @@ const FAULTS: &[(&str, Fault)] = &[
     ("names and positions of nodes are derived", |c| {
         c.derived.pos_of.insert(NodeId(1), NodePos(2));
     }),
+    ("faulty parts are in the fabric", |c| fault(c, "n1", 0, 0)),
+    ("faulty parts are in the fabric", |c| {
+        c.meta.version = 2;
+        fault(c, "gone", 0, 0);
+    }),
+    ("what counts of a part is the worst said", |c| fault(c, "n1", 600, 500)),
+    ("a GPU is unfit where a fault says so", |c| {
+        c.meta.version = 2;
+        fault(c, "n1", 0, 1_000);
+    }),
+    ("a GPU is unfit where a fault says so", |c| {
+        c.meta.version = 2;
+        slot(c, 1, 0).healthy = false;
+    }),
+    ("nodes that faulty links slow down are derived", |c| {
+        let slow = Impaired { pos: NodePos(0), left_milli: [500; 5] };
+        c.derived.impaired = std::sync::Arc::new(vec![slow]);
+    }),
 ];
+
+fn fault(c: &mut Cluster, node: &str, left_milli: u16, said_milli: u16) {
+    let health = Health {
+        left_milli,
+        said_milli,
+        said_ms: 1,
+        since_ms: 1,
+        relapses: 0,
+        seer: Seer::Agent,
+        reason: String::new(),
+    };
+    c.health.set(&Part::Gpu { node: node.into(), gpu: 0 }, health);
+}
 
 fn in_force() -> InForce {
     let timing =
@@ -232,6 +275,7 @@ fn gang_of_two() -> JobSpec {
         notice_ms: 10_000,
         restarts: 1,
         checkpoint_interval_ms: 0,
+        shape: Default::default(),
     }
 }
 

@@ -56,12 +56,14 @@ pub(super) struct World {
     /// Running jobs of the load: which, and where.
     running: Vec<(JobId, Place)>,
     jobs: u64,
+    /// Of all commands since somebody set it to nothing, in CPU time.
+    pub(super) slowest_apply_us: f64,
 }
 
 impl World {
     pub(super) fn new(gpus: u32, load: Load) -> Result<World> {
-        let mut world =
-            World { cluster: Cluster::new(1), dice: Dice(7), running: Vec::new(), jobs: 0 };
+        let (cluster, running) = (Cluster::new(1), Vec::new());
+        let mut world = World { cluster, dice: Dice(7), running, jobs: 0, slowest_apply_us: 0.0 };
         world.apply(Command::SetFabric(fabric(gpus / NODE_GPUS)?))?;
         let nodes: Vec<NodeId> = world.cluster.nodes().iter().map(|(id, _)| id).collect();
         for node in &nodes {
@@ -162,7 +164,10 @@ impl World {
     fn apply(&mut self, command: Command) -> Result<Reply> {
         let (index, at_ms) = (self.cluster.applied() + 1, self.cluster.now_ms().max(1_000_000) + 1);
         let entry = Entry { at_ms, principal: "bench".into(), request: None, command };
-        let answer = self.cluster.apply(index, &entry).answer.expect("apply always answers");
+        let begun_us = super::cpu_us();
+        let answer = self.cluster.apply(index, &entry).answer;
+        self.slowest_apply_us = self.slowest_apply_us.max(super::cpu_us() - begun_us);
+        let answer = answer.expect("apply always answers");
         answer.map_err(|refusal| anyhow::anyhow!("{refusal}"))
     }
 }
@@ -186,6 +191,7 @@ pub(super) fn gang(gpus: u32, each: u32, required: Option<Level>) -> JobSpec {
         notice_ms: 0,
         restarts: 0,
         checkpoint_interval_ms: 0,
+        shape: Default::default(),
     }
 }
 
