@@ -447,6 +447,11 @@ pub(crate) struct RestoreArgs {
     /// What `cluster backup` wrote.
     #[arg(value_name = "FILE")]
     pub(crate) file: std::path::PathBuf,
+    /// The longest node lease that an agent of before may still hold. A node that does not come back
+    /// keeps its GPUs for as long. 1h is the most that can have been granted: give less only if you
+    /// know what was granted since the backup.
+    #[arg(long, value_name = "TIME", default_value = "1h", value_parser = duration)]
+    pub(crate) longest_lease: std::time::Duration,
     /// Which folder, and where clients and agents reach it.
     #[command(flatten)]
     pub(crate) serve: ServeArgs,

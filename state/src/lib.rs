@@ -32,7 +32,7 @@ mod v1;
 mod verify;
 
 pub use allocation::{Allocation, Owner, Stop, StopReason, Task, TaskPhase};
-pub use cluster::{Cluster, Meta};
+pub use cluster::{Cluster, Meta, record_digest};
 pub use command::{
     Code, Command, Effect, Entry, NodeReport, Outcome, Record, Refusal, Reply, RequestId,
     TaskReport,
@@ -50,5 +50,5 @@ pub use shape::{Group, LabelRule, LabelTest, NodeFilter, Shape, Spread};
 pub use snapshot::SnapshotError;
 pub use spec::{FieldError, FillerSpec, JobSpec, Probe, Resources};
 pub use table::Table;
-pub use timing::{InForce, Timing};
+pub use timing::{InForce, MAX_NODE_LEASE_MS, Timing};
 pub use verify::Violation;
