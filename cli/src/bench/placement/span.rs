@@ -44,7 +44,8 @@ impl Spans {
         self.holds += u32::from(evicts);
         self.sum += ratio;
         self.worst = self.worst.max(ratio);
-        let tighter = Level::ALL.into_iter().any(|level| of(level) > 1.0 && room.holds(level, workers));
+        let tighter =
+            Level::ALL.into_iter().any(|level| of(level) > 1.0 && room.holds(level, workers));
         self.wider += u32::from(tighter);
     }
 
