@@ -27,6 +27,29 @@ pub(crate) struct Claim {
     filter: u32,
     /// Nobody else on the node.
     pub(crate) exclusive: bool,
+    /// Only nodes whose links are so far in order; `None`: all.
+    pub(crate) way: Option<Way>,
+}
+
+/// How fast a node must reach the others of its domain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Way {
+    /// Of which level.
+    pub(crate) level: Level,
+    /// What must be left of its ways there, in thousandths.
+    pub(crate) least_milli: u16,
+}
+
+impl Way {
+    /// What a gang that requires a level is given at least: one slow worker slows all.
+    pub(crate) fn required(level: Level) -> Way {
+        Way { level, least_milli: 900 }
+    }
+
+    /// Nothing is lost.
+    pub(crate) fn whole(level: Level) -> Way {
+        Way { level, least_milli: 1_000 }
+    }
 }
 
 impl Claim {
@@ -42,12 +65,23 @@ impl Claim {
             model,
             filter: 0,
             exclusive: false,
+            way: None,
         }
     }
 
     /// Whether every node will do that has the room.
     pub(crate) fn admits_all(&self) -> bool {
-        self.model == Model::Any && self.filter == 0
+        self.model == Model::Any && self.filter == 0 && self.way.is_none()
+    }
+
+    /// The same on nodes whose links are so far in order.
+    pub(crate) fn by(&self, way: Way) -> Claim {
+        Claim { way: Some(way), ..*self }
+    }
+
+    /// The same wherever links are faulty.
+    pub(crate) fn any_way(&self) -> Claim {
+        Claim { way: None, ..*self }
     }
 
     fn admits(&self, model: ModelId) -> bool {
@@ -95,6 +129,11 @@ impl Ask {
     /// Whether any workers will do that fit into one domain.
     pub(crate) fn is_formless(&self) -> bool {
         self.form == 0
+    }
+
+    /// The same inside one domain of a level, with another claim a worker.
+    pub(crate) fn inside(self, required: Level, claim: Claim) -> Ask {
+        Ask { claim, required, ..self }
     }
 
     /// The same with exactly so many workers.

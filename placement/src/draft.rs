@@ -10,7 +10,7 @@ use rowen_state::{AllocationId, Cluster, Evictable, GpuMask, Job, JobSpec, Room,
 use rowen_topology::{DomainId, FlatIndex, Level, NodePos};
 
 use crate::{
-    demand::{Ask, Claim, Terms},
+    demand::{Ask, Claim, Terms, Way},
     floors::Floors,
     node::{self, DraftNode, Leaving},
     slots::{Pool, Slots},
@@ -93,7 +93,13 @@ impl<'a> Draft<'a> {
 
     /// What a job asks for, with its locality wait still under way or over.
     pub(crate) fn ask_of(&mut self, spec: &JobSpec, waits: bool) -> Ask {
-        self.terms.ask(spec, waits && spec.shape.locality_wait_ms > 0, self.view.index())
+        let waits = waits && spec.shape.locality_wait_ms > 0;
+        let mut ask = self.terms.ask(spec, waits, self.view.index());
+        let bound = ask.workers > 1 && (spec.required.is_some() || waits);
+        if bound && !self.view.impaired().is_empty() {
+            ask.claim.way = Some(Way::required(ask.required));
+        }
+        ask
     }
 
     /// What asks stand for.
@@ -103,7 +109,15 @@ impl<'a> Draft<'a> {
 
     /// Whether a node will do for a claim, whatever is free there.
     pub(crate) fn admits(&self, claim: &Claim, pos: NodePos) -> bool {
-        self.terms.admits(claim, pos, self.index())
+        self.terms.admits(claim, pos, self.index()) && self.reaches(claim, pos)
+    }
+
+    /// Whether a node's links are as far in order as a claim wants them.
+    pub(crate) fn reaches(&self, claim: &Claim, pos: NodePos) -> bool {
+        let Some(way) = claim.way else { return true };
+        let impaired = self.view.impaired();
+        let slow = impaired.binary_search_by_key(&pos, |slow| slow.pos);
+        slow.is_err() || slow.is_ok_and(|at| impaired[at].left_milli(way.level) >= way.least_milli)
     }
 
     /// `12 × 8 H100 GPUs inside one pod`.
@@ -184,20 +198,20 @@ impl<'a> Draft<'a> {
 
     /// Brings the count of a claim up to date and gives it.
     pub(crate) fn slots(&mut self, claim: &Claim, pool: Pool) -> &Slots {
-        let key = (*claim, pool);
+        let key = key(claim, pool);
         let slots = match self.slots.remove(&key) {
             Some(mut slots) => {
-                slots.catch_up(self, claim, pool);
+                slots.catch_up(self, &key.0, pool);
                 slots
             }
-            None => Slots::of(self, claim, pool),
+            None => Slots::of(self, &key.0, pool),
         };
         self.slots.entry(key).or_insert(slots)
     }
 
     /// A count that [`Draft::slots`] brought up to date, with no move since.
     pub(crate) fn counted(&self, claim: &Claim, pool: Pool) -> &Slots {
-        let slots = self.slots.get(&(*claim, pool)).expect("it was counted before");
+        let slots = self.slots.get(&key(claim, pool)).expect("it was counted before");
         debug_assert!(pool == Pool::Empty || slots.moves == self.moves.len(), "counted too early");
         slots
     }
@@ -395,6 +409,14 @@ fn less(room: Room, gpus: GpuMask, claim: &Claim, workers: u32) -> Room {
     let host = room.host.plus(-(claim.cpus as i64) * workers, -(claim.memory_mib as i64) * workers);
     let free = if claim.exclusive { GpuMask::NONE } else { room.free.without(gpus) };
     Room { free, host }
+}
+
+/// Of an empty fabric also what is faulty now counts: it is mended one day.
+fn key(claim: &Claim, pool: Pool) -> (Claim, Pool) {
+    match pool {
+        Pool::Empty => (claim.any_way(), pool),
+        _ => (*claim, pool),
+    }
 }
 
 #[cfg(test)]

@@ -25,6 +25,7 @@ mod node;
 mod passes;
 mod reason;
 mod slots;
+mod what_if;
 
 use std::collections::BTreeMap;
 
@@ -40,6 +41,7 @@ use crate::{
 
 pub use dry_run::{DryRun, dry_run};
 pub use explain::{Explanation, LevelReason, explain};
+pub use what_if::{Becomes, FillerChange, JobChange, WhatIf, what_if};
 
 /// A plan has at most about this many decisions; the rest is for the next cycle. A caller plans
 /// again after each commit, until a plan is empty.

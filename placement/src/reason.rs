@@ -128,6 +128,8 @@ pub(crate) struct Census {
     shared: u32,
     /// Beside whole groups, or beyond a spread.
     lost: u64,
+    /// On nodes whose links are too slow.
+    slow: u32,
 }
 
 impl Census {
@@ -137,7 +139,7 @@ impl Census {
         let mut census = Census::default();
         let nodes = index.domain(domain).nodes.clone();
         for (pos, count) in draft.rooms().counts_of(nodes) {
-            if !draft.admits(claim, pos) {
+            if !draft.admits(&claim.any_way(), pos) {
                 continue;
             }
             let gpus = u32::from(index.gpu_count(pos));
@@ -156,6 +158,10 @@ impl Census {
             census.down += sick;
             census.kept += kept;
             census.gangs += gpus - sick - open - kept;
+            if !draft.reaches(claim, pos) {
+                census.slow += open;
+                continue;
+            }
             if claim.exclusive && open < gpus - sick {
                 census.shared += open;
                 continue;
@@ -181,6 +187,7 @@ impl Census {
             (self.no_host, "without cores or memory:"),
             (self.shared, "on nodes that others are on:"),
             (self.lost as u32, "left over beside whole groups:"),
+            (self.slow, "behind faulty links:"),
         ];
         let parts = parts.into_iter().filter(|(count, _)| *count > 0);
         parts.map(|(count, what)| format!("{what} {count}")).collect::<Vec<_>>().join(", ")
@@ -196,6 +203,7 @@ impl Census {
             (self.no_host, "cores or memory"),
             (self.shared, "nodes that others are on"),
             (self.lost as u32, "whole groups"),
+            (self.slow, "faulty links"),
         ];
         let most = kinds.into_iter().rev().max_by_key(|(count, _)| *count);
         most.map_or("GPUs", |(_, what)| what)

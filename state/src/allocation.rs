@@ -108,6 +108,8 @@ pub enum StopReason {
     Redeployed,
     /// The gang grows: a larger attempt of its own follows.
     Resized,
+    /// A GPU of it is down.
+    GpuDown,
 }
 
 /// An allocation on its way out.

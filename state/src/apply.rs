@@ -7,6 +7,7 @@ mod fabric;
 mod fillers;
 mod gangs;
 mod grow;
+mod health;
 mod jobs;
 mod liveness;
 mod nodes;
@@ -112,6 +113,7 @@ impl Cluster {
             Command::RaiseVersion { to, asked } => self.raise_version(*to, asked),
             Command::SetTiming { timing, granted } => self.set_timing(*timing, *granted),
             Command::SettleTiming { since } => self.settle_timing(*since),
+            Command::SetHealth(reports) => self.set_health(reports, outcome),
             Command::Report(reports) => {
                 outcome.replan = false; // unless one of them frees something
                 self.report(reports, outcome)

@@ -4,14 +4,16 @@ use std::{cmp::Reverse, collections::BTreeMap, sync::Arc};
 
 use imbl::{OrdMap, OrdSet};
 use rowen_planted::{Bug, planted};
-use rowen_topology::{FabricRecord, FlatIndex, NodePos};
+use rowen_topology::{FabricRecord, FlatIndex, Impaired, NodePos, Offers};
 use serde::Serialize;
 use xxhash_rust::xxh3::xxh3_128;
 
 use crate::{
     Allocation, AllocationId, Effect, Epoch, Filler, FillerId, GpuMask, InForce, Job, JobId,
     JobState, Node, NodeId, Outcome, Owner, Place, Record, Replica, ReplicaId, StopReason, Table,
+    Timing,
     codec::{self, READS_VERSION, Row, Stored},
+    health::{self, Health, Part, Parts},
     ledger::UsageKey,
     requests::Requests,
     rooms::{self, Rooms, Rows},
@@ -45,7 +47,8 @@ pub struct Meta {
     pub evictions: u64,
     /// Time of GPUs that left the fabric, in the order of [`crate::Class::ALL`].
     pub retired_ms: [u64; 4],
-    /// Running digest of the archive's records.
+    /// Running digest of the archive's records. From version 2 on it grows by [`record_digest`] of
+    /// each, so that any stretch of the archive can be held against it; before, it is a chain.
     pub archive_digest: u128,
     pub(crate) last_job: u64,
     pub(crate) last_filler: u64,
@@ -55,6 +58,13 @@ pub struct Meta {
     pub last_replica: u64,
     /// From version 2 on, once it was set: before, each replica goes by its own configuration.
     pub timing: Option<InForce>,
+}
+
+/// What a line of the archive adds to the digest. No key comes twice.
+pub fn record_digest(key: &[u8], value: &[u8]) -> u128 {
+    let mut bytes = Vec::with_capacity(key.len() + value.len() + 16);
+    codec::canonical(&(key, value), &mut bytes);
+    xxh3_128(&bytes)
 }
 
 /// Everything that is true. A clone is cheap: maps are persistent and share
@@ -70,6 +80,8 @@ pub struct Cluster {
     pub(crate) replicas: Table<ReplicaId, Replica>,
     pub(crate) usage: OrdMap<UsageKey, u64>,
     pub(crate) requests: Requests,
+    /// Faulty GPUs and links. From version 2 on; empty before.
+    pub(crate) health: Parts,
     pub(crate) derived: Derived,
 }
 
@@ -97,6 +109,8 @@ pub(crate) struct Derived {
     /// Hash of the fabric and digest of usage lines, brought up to date with them.
     pub(crate) fabric_hash: u128,
     pub(crate) usage_digest: u128,
+    /// Nodes that faulty links slow down, by position.
+    pub(crate) impaired: Arc<Vec<Impaired>>,
 }
 
 impl Default for Cluster {
@@ -132,6 +146,7 @@ impl Cluster {
             replicas: Table::new(6),
             usage: OrdMap::new(),
             requests: Requests::default(),
+            health: Parts::default(),
             derived: Derived::empty(&fabric, FIRST_VERSION),
             fabric: Arc::new(fabric),
         }
@@ -191,9 +206,17 @@ impl Cluster {
     }
 
     /// The state as a cluster restored from a backup begins with it: a new incarnation, so that
-    /// epochs of before are older than any of after, and one replica with an id never used.
+    /// epochs of before are older than any of after, one replica with an id never used, and a timing
+    /// that remembers leases of `longest_lease_ms`: granted after the backup, it says nothing of
+    /// them. `configured` counts where the backup has no timing.
     #[must_use]
-    pub fn reincarnate(mut self, addr: &str, unix_s: u64) -> (Cluster, ReplicaId) {
+    pub fn reincarnate(
+        mut self,
+        addr: &str,
+        unix_s: u64,
+        configured: Timing,
+        longest_lease_ms: u64,
+    ) -> (Cluster, ReplicaId) {
         // Two restores of one backup must not be one incarnation: what one of them gave away, agents
         // would take for the other's. In a fence it has 32 bits: enough until 2106.
         let unix_s = unix_s.min(u32::MAX.into());
@@ -206,6 +229,15 @@ impl Cluster {
         let admitted_ms = self.meta.now_ms;
         self.replicas.insert(id, Replica { id, addr: addr.to_owned(), admitted_ms });
         self.replicas.settle(self.meta.version);
+        // Its one replica is of this build; and what the timing remembers needs version 2.
+        (self.meta.version + 1..=READS_VERSION).for_each(|version| self.rise(version));
+        let before = self.meta.timing;
+        let (timing, since) =
+            before.map_or((configured, self.meta.applied), |before| (before.timing, before.since));
+        let granted = before.map_or(configured, |before| before.widest());
+        let longest = Timing { node_lease_ms: longest_lease_ms, ..granted };
+        let earlier = Some(granted.widest(longest)).filter(|earlier| *earlier != timing);
+        self.meta.timing = Some(InForce { timing, since, earlier });
         (self, id)
     }
 
@@ -305,7 +337,31 @@ impl Cluster {
             ],
             &mut bytes,
         );
+        if self.meta.version >= 2 {
+            codec::canonical(&self.health.digest(), &mut bytes);
+        }
         xxh3_128(&bytes)
+    }
+
+    /// Parts of the fabric that are not as they should be.
+    pub fn health(&self) -> impl ExactSizeIterator<Item = (&Part, &Health)> {
+        self.health.rows().iter()
+    }
+
+    /// How a part is; `None`: as it should be.
+    pub fn health_of(&self, part: &Part) -> Option<&Health> {
+        self.health.rows().get(part)
+    }
+
+    /// Nodes whose GPUs reach others at less than full speed, by position.
+    pub fn impaired(&self) -> &[Impaired] {
+        &self.derived.impaired
+    }
+
+    /// What each domain can offer with its links as they are.
+    pub fn offers(&self) -> Offers {
+        let faults = health::link_faults(self.health.rows().iter());
+        rowen_topology::offers(&self.fabric, &self.derived.index, &faults)
     }
 
     /// GPUs a node could give to a gang by evicting fillers: owned by instances
@@ -553,6 +609,9 @@ impl Cluster {
         self.allocations.rise(to);
         self.replicas.rise(to);
         self.derived.fabric_hash = fabric_hash(&self.fabric, to);
+        if to == 2 {
+            self.adopt_sick_gpus();
+        }
     }
 
     /// The archive's keys of a job's story begin so; then index and line number.
@@ -583,9 +642,16 @@ impl Cluster {
             }
         }
         for record in &outcome.records {
-            let mut bytes = self.meta.archive_digest.to_le_bytes().to_vec();
-            codec::canonical(&(&record.key, &record.value), &mut bytes);
-            self.meta.archive_digest = xxh3_128(&bytes);
+            self.meta.archive_digest = match self.meta.version {
+                1 => {
+                    let mut bytes = self.meta.archive_digest.to_le_bytes().to_vec();
+                    codec::canonical(&(&record.key, &record.value), &mut bytes);
+                    xxh3_128(&bytes)
+                }
+                _ => {
+                    self.meta.archive_digest.wrapping_add(record_digest(&record.key, &record.value))
+                }
+            };
         }
         for id in self.nodes.dirty() {
             self.refresh_index(id);
@@ -661,6 +727,7 @@ impl Cluster {
         derived.stopping = stopping.map(|(id, _)| id).collect();
         self.derived = derived;
         self.rehash_derived();
+        self.derive_impaired();
         for id in self.nodes.iter().map(|(id, _)| id).collect::<Vec<_>>() {
             self.refresh_index(id);
         }
@@ -689,6 +756,7 @@ impl Derived {
             stopping: OrdSet::new(),
             fabric_hash: fabric_hash(fabric, version),
             usage_digest: 0,
+            impaired: Arc::default(),
         }
     }
 }

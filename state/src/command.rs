@@ -4,8 +4,8 @@ use rowen_topology::FabricRecord;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    AllocationId, Epoch, FieldError, FillerId, FillerSpec, JobId, JobSpec, NodeId, Plan, ReplicaId,
-    TaskPhase, Timing,
+    AllocationId, Epoch, FieldError, FillerId, FillerSpec, JobId, JobSpec, NodeId, PartReport,
+    Plan, ReplicaId, TaskPhase, Timing,
 };
 
 /// One entry of the log. Enums here are only ever appended to.
@@ -116,6 +116,8 @@ pub enum Command {
         /// [`crate::InForce::since`].
         since: u64,
     },
+    /// Parts of the fabric have become faulty, or better.
+    SetHealth(Vec<PartReport>),
 }
 
 impl Command {
@@ -125,7 +127,7 @@ impl Command {
         match self {
             // Whoever is asked to rise to a version has said that it reads it.
             Command::RaiseVersion { to, .. } => to.saturating_sub(1),
-            Command::SetTiming { .. } | Command::SettleTiming { .. } => 2,
+            Command::SetTiming { .. } | Command::SettleTiming { .. } | Command::SetHealth(_) => 2,
             Command::SubmitJob(spec) if !spec.shape.is_plain() => 2,
             Command::CommitPlan(plan) => {
                 plan.decisions.iter().map(crate::Decision::since).max().unwrap_or(1)

@@ -159,7 +159,8 @@ impl CommandV1 {
             Command::ForgetNode(node) => CommandV1::ForgetNode(node),
             Command::RaiseVersion { .. }
             | Command::SetTiming { .. }
-            | Command::SettleTiming { .. } => return None,
+            | Command::SettleTiming { .. }
+            | Command::SetHealth(_) => return None,
         })
     }
 }
@@ -363,6 +364,7 @@ impl From<SnapshotV1> for Snapshot {
             replicas: old.replicas,
             usage: old.usage,
             requests: old.requests,
+            health: Vec::new(),
         }
     }
 }

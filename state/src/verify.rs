@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use crate::{
     Allocation, AllocationId, Class, Cluster, FillerId, FillerState, Job, JobId, JobState,
-    Liveness, Node, NodeId, Owner, StopReason, TaskPhase, codec::READS_VERSION, ledger::UsageKey,
+    Liveness, Node, NodeId, Owner, Part, StopReason, TaskPhase, WHOLE_MILLI, codec::READS_VERSION,
+    ledger::UsageKey,
 };
 
 #[cfg(test)]
@@ -47,9 +48,36 @@ impl Cluster {
         self.verify_counters(&mut findings);
         self.verify_version(&mut findings);
         self.verify_timing(&mut findings);
+        self.verify_health(&mut findings);
         self.verify_ledger(&mut findings);
         self.verify_derived(&mut findings);
         findings.0
+    }
+
+    /// Parts that are faulty are in the fabric, and GPUs are unfit exactly where one says so.
+    fn verify_health(&self, findings: &mut Findings) {
+        let version = self.meta.version;
+        for (part, health) in self.health.rows() {
+            let known = version >= 2 && self.check_part(part).is_ok();
+            findings.check(known, "faulty parts are in the fabric", || format!("{part}"));
+            let worst = health.left_milli <= health.said_milli
+                && health.left_milli < WHOLE_MILLI
+                && health.since_ms <= health.said_ms;
+            findings.check(worst, "what counts of a part is the worst said", || {
+                format!("{part}: {health:?}")
+            });
+        }
+        for node in self.nodes.values().filter(|_| version >= 2) {
+            for (gpu, slot) in (0u16..).zip(&node.gpus) {
+                let part = Part::Gpu { node: node.name.clone(), gpu };
+                let counts = self.health.counts_milli(&part) >= WHOLE_MILLI;
+                findings.check(
+                    slot.healthy == counts,
+                    "a GPU is unfit where a fault says so",
+                    || format!("{part}: {}, its fault: {:?}", slot.healthy, self.health_of(&part)),
+                );
+            }
+        }
     }
 
     /// Slots and allocations say the same: no GPU has two owners, none has a lost one.
@@ -348,6 +376,8 @@ impl Cluster {
                     && fresh.derived.pos_of == self.derived.pos_of
                     && fresh.derived.rooms == self.derived.rooms;
                 findings.check(places, "names and positions of nodes are derived", String::new);
+                let slow = fresh.derived.impaired == self.derived.impaired;
+                findings.check(slow, "nodes that faulty links slow down are derived", String::new);
             }
         }
     }

@@ -6,11 +6,11 @@ use std::{fmt::Debug, fs, path::PathBuf};
 use rowen_state::{
     AllocationId, Cluster, Code, Command, Decision, Entry, Epoch, FillerId, FillerSpec, GpuMask,
     Group, Hold, Job, JobEvent, JobId, JobSpec, JobState, LabelRule, LabelTest, NodeFilter, NodeId,
-    NodeReport, Place, Plan, Probe, Refusal, ReplicaId, Reply, RequestId, Resources, Shape,
-    SnapshotError, Spread, StopReason, Task, TaskPhase, TaskReport, Timing,
+    NodeReport, Part, PartReport, Place, Plan, Probe, Refusal, ReplicaId, Reply, RequestId,
+    Resources, Seer, Shape, SnapshotError, Spread, StopReason, Task, TaskPhase, TaskReport, Timing,
     codec::{self, CodecError, Kind, READS_VERSION, Stored},
 };
-use rowen_topology::{Level, drawing};
+use rowen_topology::{FaultyLink, Level, drawing};
 
 fn path(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)
@@ -175,6 +175,30 @@ fn timing(node_lease_ms: u64) -> Timing {
     Timing { node_lease_ms, heartbeat_ms: 1_000, kill_ms: 2_000, drift_ppm: 500 }
 }
 
+/// One of each kind of part.
+fn part_reports() -> Vec<PartReport> {
+    let (node, leaf) = (String::from("n1"), String::from("a-leaf"));
+    let links = [
+        FaultyLink::NvLink { node: node.clone(), gpu: 1 },
+        FaultyLink::Rail { node: node.clone(), leaf: leaf.clone() },
+        FaultyLink::Uplink { leaf, spine: "p0-spine".into() },
+    ];
+    let report = |part| PartReport {
+        part,
+        left_milli: 500,
+        mended: false,
+        seer: Seer::Operator,
+        reason: "symbol errors".into(),
+    };
+    let gpu = PartReport {
+        left_milli: 0,
+        mended: true,
+        seer: Seer::Agent,
+        ..report(Part::Gpu { node, gpu: 3 })
+    };
+    links.map(Part::Link).map(report).into_iter().chain([gpu]).collect()
+}
+
 /// Every command by the name of its file. The match below makes a new variant a compile error.
 fn commands() -> Vec<(&'static str, Command)> {
     let fabric = drawing::parse(
@@ -212,6 +236,7 @@ fn commands() -> Vec<(&'static str, Command)> {
         Command::RaiseVersion { to: 2, asked: vec![ReplicaId(1), ReplicaId(4)] },
         Command::SetTiming { timing: timing(10_000), granted: Some(timing(20_000)) },
         Command::SettleTiming { since: 12 },
+        Command::SetHealth(part_reports()),
     ];
     let name = |command: &Command| match command {
         Command::Tick => "tick",
@@ -236,6 +261,7 @@ fn commands() -> Vec<(&'static str, Command)> {
         Command::RaiseVersion { .. } => "raise-version",
         Command::SetTiming { .. } => "set-timing",
         Command::SettleTiming { .. } => "settle-timing",
+        Command::SetHealth(_) => "set-health",
     };
     commands.into_iter().map(|command| (name(&command), command)).collect()
 }
@@ -356,6 +382,8 @@ fn snapshot() {
         let mut more: Vec<Command> = (2..=version).map(raise).collect();
         if version == 2 {
             more.push(Command::SetTiming { timing: timing(10_000), granted: Some(timing(20_000)) });
+            let part = Part::Link(FaultyLink::Rail { node: "n1".into(), leaf: "a-leaf".into() });
+            more.push(Command::SetHealth(vec![PartReport { part, ..part_reports().remove(0) }]));
         }
         for command in more {
             let entry = Entry { request: None, ..entry(command) };
@@ -375,7 +403,7 @@ fn check_story(bytes: &[u8], version: u32) {
     assert_eq!(restored.verify(), []);
     assert_eq!(
         (restored.applied(), restored.replicas().len()),
-        (if version == 1 { 11 } else { 13 }, 1)
+        (if version == 1 { 11 } else { 14 }, 1)
     );
     let states: Vec<_> = restored.jobs().values().map(|job| job.state).collect();
     assert_eq!(states, [JobState::Completed, JobState::Holding]);
@@ -383,6 +411,9 @@ fn check_story(bytes: &[u8], version: u32) {
     assert_eq!(*restored.filler_named("chat").expect("deployed").spec, filler_spec());
     assert_eq!(restored.booked_usage().map(|(_, gpu_ms)| gpu_ms).collect::<Vec<_>>(), [16]);
     assert_eq!(restored.nodes().len(), 3);
+    let slow: Vec<u16> =
+        restored.impaired().iter().map(|one| one.left_milli(Level::Block)).collect();
+    assert_eq!(slow, if version == 1 { vec![] } else { vec![500] });
 }
 
 /// A gang that ran and ended, a hold with its victim, a request: a row of everything.

@@ -8,6 +8,7 @@ pub(crate) mod cells;
 pub(crate) mod cluster;
 pub(crate) mod fabric;
 pub(crate) mod filler;
+pub(crate) mod health;
 pub(crate) mod job;
 pub(crate) mod node;
 pub(crate) mod plan;
@@ -18,6 +19,7 @@ mod shape;
 mod snapshots;
 pub(crate) mod status;
 mod table;
+pub(crate) mod whatif;
 pub(crate) mod words;
 
 use std::io::{self, IsTerminal as _, Write as _};

@@ -3,9 +3,11 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod explains;
+mod links;
 mod plans;
 mod properties;
 mod shapes;
 mod steady;
 mod validator;
+mod what_ifs;
 mod world;

@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 
-use rowen_topology::{NodePos, drawing};
+use rowen_topology::{Impaired, NodePos, drawing};
 
 use crate::{
     AllocationId, Class, Cluster, Command, Decision, Duty, Entry, Epoch, FillerId, FillerSpec,
-    FillerState, GpuMask, InForce, JobId, JobSpec, Liveness, NodeId, NodeReport, Place, Plan,
-    Reply, Resources, Stop, StopReason, TaskPhase, TaskReport, Timing, ledger::UsageKey,
+    FillerState, GpuMask, Health, InForce, JobId, JobSpec, Liveness, NodeId, NodeReport, Part,
+    Place, Plan, Reply, Resources, Seer, Stop, StopReason, TaskPhase, TaskReport, Timing,
+    ledger::UsageKey,
 };
 
 type Fault = fn(&mut Cluster);
@@ -104,7 +105,38 @@ const FAULTS: &[(&str, Fault)] = &[
     ("names and positions of nodes are derived", |c| {
         c.derived.pos_of.insert(NodeId(1), NodePos(2));
     }),
+    ("faulty parts are in the fabric", |c| fault(c, "n1", 0, 0)),
+    ("faulty parts are in the fabric", |c| {
+        c.meta.version = 2;
+        fault(c, "gone", 0, 0);
+    }),
+    ("what counts of a part is the worst said", |c| fault(c, "n1", 600, 500)),
+    ("a GPU is unfit where a fault says so", |c| {
+        c.meta.version = 2;
+        fault(c, "n1", 0, 1_000);
+    }),
+    ("a GPU is unfit where a fault says so", |c| {
+        c.meta.version = 2;
+        slot(c, 1, 0).healthy = false;
+    }),
+    ("nodes that faulty links slow down are derived", |c| {
+        let slow = Impaired { pos: NodePos(0), left_milli: [500; 5] };
+        c.derived.impaired = std::sync::Arc::new(vec![slow]);
+    }),
 ];
+
+fn fault(c: &mut Cluster, node: &str, left_milli: u16, said_milli: u16) {
+    let health = Health {
+        left_milli,
+        said_milli,
+        said_ms: 1,
+        since_ms: 1,
+        relapses: 0,
+        seer: Seer::Agent,
+        reason: String::new(),
+    };
+    c.health.set(&Part::Gpu { node: node.into(), gpu: 0 }, health);
+}
 
 fn in_force() -> InForce {
     let timing =
