@@ -54,10 +54,7 @@ impl Slots {
             at[pos.0 as usize] = one(draft, &fits, pool, pos);
         }
         if claim.exclusive {
-            for (slots, pos) in at.iter_mut().zip((0u32..).map(NodePos)).filter(|(at, _)| **at > 0)
-            {
-                *slots *= u16::from(is_empty(draft, pool, pos));
-            }
+            only_empty(draft, pool, &mut at);
         }
         Slots::summed(draft, claim, at)
     }
@@ -248,6 +245,21 @@ fn one(draft: &Draft<'_>, fits: &Fits, pool: Pool, pos: NodePos) -> u16 {
         Pool::Free | Pool::Evicted => {}
     }
     fits.on(gpus.count() as u8, room.host.plus(cpus as i64, memory_mib as i64))
+}
+
+/// Leaves only nodes with nobody on them. Mostly their counts tell.
+fn only_empty(draft: &Draft<'_>, pool: Pool, at: &mut [u16]) {
+    let counts = draft.rooms().counts().flatten();
+    for ((slots, count), pos) in at.iter_mut().zip(counts).zip((0u32..).map(NodePos)) {
+        let tells = count.sick == 0 && matches!(pool, Pool::Free | Pool::Evicted);
+        *slots *= u16::from(match *slots > 0 && tells && !draft.has_moved(pos) {
+            true => {
+                let evictable = if pool == Pool::Evicted { count.evictable } else { 0 };
+                u16::from(count.free + evictable) == draft.index().gpu_count(pos)
+            }
+            false => *slots > 0 && is_empty(draft, pool, pos),
+        });
+    }
 }
 
 /// Whether a node has nobody on it, once everybody has gone whom a pool counts as gone.

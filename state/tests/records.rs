@@ -164,6 +164,13 @@ fn plan() -> Plan {
     }
 }
 
+fn growth() -> Command {
+    let place = Place { node: NodeId(2), gpus: GpuMask(0b1111) };
+    let (job, victims, why) = (JobId(3), vec![AllocationId(7)], "from 1 to 2 workers".into());
+    let grow = Decision::Grow { job, places: vec![place, place], victims, why };
+    Command::CommitPlan(Plan { based_on: 41, decisions: vec![grow] })
+}
+
 fn timing(node_lease_ms: u64) -> Timing {
     Timing { node_lease_ms, heartbeat_ms: 1_000, kill_ms: 2_000, drift_ppm: 500 }
 }
@@ -274,6 +281,7 @@ fn entries() {
         check(&format!("entry-{name}"), since, &entry(command));
     }
     check("entry-submit-shaped-job", 2, &entry(Command::SubmitJob(shaped_job())));
+    check("entry-commit-growth", 2, &entry(growth()));
     let bare = Entry { request: None, ..entry(Command::Tick) };
     check("entry-without-request", 1, &bare);
 }
@@ -282,7 +290,7 @@ fn entries() {
 #[test]
 fn an_older_version_gets_nothing_of_a_newer_one() {
     let shaped = ("submit-shaped-job", Command::SubmitJob(shaped_job()));
-    for (name, command) in commands().into_iter().chain([shaped]) {
+    for (name, command) in commands().into_iter().chain([shaped, ("growth", growth())]) {
         let since = command.since();
         if since > 1 {
             let error = codec::encode(since - 1, entry(command)).unwrap_err();

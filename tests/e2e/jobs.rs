@@ -57,3 +57,33 @@ fn cancels(dev: &Dev) {
     assert!(!lives(pid), "cancelled, and yet its process lives");
     assert!(begun.elapsed() >= Duration::from_millis(900), "its notice was cut short");
 }
+
+/// One of two nodes is taken: the gang starts with one worker of two. When the other node comes free
+/// a second attempt has both, at no time without a place.
+#[test]
+fn a_small_gang_grows() {
+    let _alone = alone();
+    let folder = tempfile::tempdir().unwrap();
+    let dev = Dev::start(&folder.path().join("data"), 2);
+    let first = dev.submit(0, &["--name", "first", "-g", "8", "--", "sleep", "60"]);
+    dev.wait_state(&first, "running");
+    let script = "echo attempt $ROWEN_ATTEMPT rank $RANK of $WORLD_SIZE in $ROWEN_GROUPS; \
+                  trap 'exit 0' TERM; while :; do sleep 0.1; done";
+    let groups = r#"topology.groups=[{"workers":1,"level":"nvlink"}]"#;
+    let sizes = ["--workers", "2", "-g", "8", "--set", "min_workers=1", "--set", "grow_after=1s"];
+    let rest = ["--set", groups, "--set", "notice=5s", "--", "sh", "-c", script];
+    let id = dev.submit(0, &[&["--name", "small"], &sizes[..], &rest].concat());
+    let workers = |job: &serde_json::Value| job["tasks"].as_array().map(Vec::len);
+    assert_eq!(workers(&dev.wait_state(&id, "running")), Some(1));
+    assert!(dev.rowen(&["cancel", &first]).status.success());
+    let grown = wait("the gang to grow", 30, || {
+        let job = dev.json(&["job", "show", &id]);
+        (job["attempt"] == 2 && job["state"] == "running").then_some(job)
+    });
+    assert_eq!((workers(&grown), &grown["failures"]), (Some(2), &serde_json::json!(0)));
+    wait("its workers to say so", 20, || {
+        let said = text(&dev.rowen(&["logs", &id]).stdout);
+        said.contains("attempt 2 rank 1 of 2 in nvlink:1").then_some(())
+    });
+    dev.stop();
+}

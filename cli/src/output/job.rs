@@ -69,7 +69,7 @@ pub(crate) struct JobSpecView {
     tenant: String,
     queue: String,
     priority: u32,
-    workers: u32,
+    pub(crate) workers: u32,
     processes_per_worker: u32,
     resources: ResourcesView,
     required_level: Option<String>,

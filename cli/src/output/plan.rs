@@ -156,7 +156,10 @@ pub(crate) fn plan(view: &PlanView, wide: bool, colour: bool) -> String {
             true => String::new(),
             false => {
                 let nodes = view.tasks.iter().map(|task| task.node.as_str());
-                format!("It would run on {}.", words::host_list(nodes))
+                let (all, now) = (view.spec.workers as usize, view.tasks.len());
+                let fewer =
+                    if now < all { format!(" with {now} of {all} workers") } else { String::new() };
+                format!("It would run{fewer} on {}.", words::host_list(nodes))
             }
         };
         return paragraphs([view.headline(colour), place, table(&header, view.by_owner())]);

@@ -296,6 +296,48 @@ proptest! {
     }
 }
 
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+
+    /// Gangs of every shape come, grow and go among fillers: each plan is carried out as it is.
+    #[test]
+    fn shaped_gangs_live_together(
+        blocks in prop::collection::vec((1u32..=3, 1u32..=4, any::<u8>()), 1..=3),
+        events in prop::collection::vec((0u8..20, any::<u32>(), any::<u32>(), any::<u32>()), 1..30),
+    ) {
+        let mut world = World::new(&drawing(&blocks));
+        for (what, a, b, c) in events {
+            world.now_ms += u64::from(c % 5_000);
+            let jobs: Vec<_> = world.cluster.jobs().iter().map(|(id, _)| id).collect();
+            let nodes: Vec<_> = world.cluster.nodes().iter().map(|(id, _)| id).collect();
+            let node = nodes[a as usize % nodes.len()];
+            match what {
+                0..=7 => {
+                    if let Some(mut spec) = some_shaped((a, b, c)) {
+                        spec.shape.grow_after_ms = u64::from(spec.shape.min_workers) * 1_000;
+                        world.submit(spec);
+                    }
+                }
+                8..=9 => drop(world.deploy(filler(&format!("f{}", a % 3), 1 + a % 2, 1 + b % 4))),
+                10..=14 => world.agents(),
+                15 | 16 if !jobs.is_empty() => world.finish(jobs[a as usize % jobs.len()], 0),
+                17 => {
+                    world.apply(Command::CordonNode { node, reason: "fan".into() });
+                }
+                18 => {
+                    let _refused_is_fine = world.try_apply(Command::UndrainNode(node));
+                }
+                _ => {
+                    world.apply(Command::Tick);
+                }
+            }
+            world.cycle();
+            jobs.into_iter().for_each(|job| drop(explain(&world.cluster, job)));
+        }
+        world.settle();
+    }
+}
+
 /// Blocks of nodes; kind: the pod, which nodes share an NVLink domain, which have a label.
 fn drawing(blocks: &[(u32, u32, u8)]) -> String {
     let mut text = String::new();

@@ -8,6 +8,8 @@ use rowen_state::{
 };
 use rowen_topology::{Level, NodePos, drawing};
 
+use crate::validator;
+
 pub(crate) struct World {
     pub(crate) cluster: Cluster,
     index: u64,
@@ -84,6 +86,7 @@ impl World {
     pub(crate) fn cycle(&mut self) -> Plan {
         let plan = plan(&self.cluster);
         assert_eq!(plan.based_on, self.cluster.applied());
+        validator::check(&self.cluster, &plan);
         let reply = self.apply(Command::CommitPlan(plan.clone()));
         let accepted = plan.decisions.len() as u32;
         assert_eq!(reply, Reply::Planned { accepted, rejected: 0 }, "{plan:#?}");

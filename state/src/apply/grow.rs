@@ -41,8 +41,7 @@ impl Cluster {
         self.check_gang(&spec, places, &leaving)?;
 
         let deadline_ms = self.evict_for(id, victims, outcome);
-        let to = places.len();
-        self.stop_gang(id, StopReason::Resized, &format!("grows to {to} workers: {why}"), outcome);
+        self.stop_gang(id, StopReason::Resized, &format!("grows {why}"), outcome);
         let stop = self.allocations.get(own).and_then(|own| own.stop);
         let deadline_ms = deadline_ms.max(stop.map_or(0, |stop| stop.deadline_ms));
         self.hold(
