@@ -3,9 +3,10 @@
 use rowen_state::{AllocationId, Cluster, JobSpec, Place};
 
 use crate::{
-    Cycle, Verdict,
-    demand::Ask,
+    Candidate, Cycle, Verdict,
     fit::{self, Placement},
+    passes::backfill,
+    when::{self, PlannedStart},
 };
 
 /// What would happen if the job were submitted now.
@@ -21,6 +22,8 @@ pub struct DryRun {
     pub victims: Vec<AllocationId>,
     /// At the latest: the longest notice of the victims, 0 without any. `None`: it would wait.
     pub start_in_ms: Option<u64>,
+    /// When it would start at the latest, if it would wait and time limits say so.
+    pub planned: Option<PlannedStart>,
     /// Why there, or why it would wait.
     pub reason: String,
     /// The tightest domain that holds all places, `block b1-leaf`; empty when it would wait.
@@ -32,8 +35,12 @@ pub struct DryRun {
 pub fn dry_run(view: &Cluster, spec: &JobSpec) -> DryRun {
     let mut cycle = Cycle::new(view);
     cycle.gangs_before(|job| job.spec.priority < spec.priority);
-    match cycle.consider(&Ask::new(spec, view.index())) {
-        Verdict::Wait(reason) => DryRun { reason, ..DryRun::default() },
+    let candidate = Candidate::new(spec, view);
+    match cycle.consider(&candidate) {
+        Verdict::Wait { reason, planned } => {
+            let planned = planned.or_else(|| backfill::estimate(&mut cycle, &candidate.ask));
+            DryRun { reason: when::with_start(reason, planned), planned, ..DryRun::default() }
+        }
         Verdict::Start(placement) => DryRun { fits_now: true, ..placed(&cycle, placement) },
         Verdict::Hold(placement) => DryRun { fits_by_eviction: true, ..placed(&cycle, placement) },
     }

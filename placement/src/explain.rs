@@ -1,16 +1,17 @@
 //! Why a job waits, or where it is: the answer of `rowen why`.
 
-use rowen_state::{AllocationId, Cluster, Job, JobId, JobState};
+use rowen_state::{Cluster, Job, JobId, JobState};
 use rowen_topology::Level;
 
 use crate::{
-    Cycle, Verdict,
+    Candidate, Cycle, Verdict,
     demand::Ask,
     draft::Draft,
     fit,
-    node::Fate,
+    passes::backfill,
     reason::{self, Census},
-    slots::{Pool, Slots},
+    slots::Pool,
+    when::{self, PlannedStart},
 };
 
 /// Why a job waits, or where it is.
@@ -91,26 +92,32 @@ fn holding(view: &Cluster, job: &Job, base: Explanation) -> Explanation {
 fn queued(view: &Cluster, job: &Job, base: Explanation) -> Explanation {
     let mut cycle = Cycle::new(view);
     cycle.gangs_before(|other| other.id == job.id);
-    let ask = Ask::new(&job.spec, view.index());
+    let candidate = Candidate::of(job, view);
+    let ask = candidate.ask;
     let levels = levels(&mut cycle.draft, &ask);
     let position = view.queue().take_while(|other| other.id != job.id).count() + 1;
     let base = Explanation { levels, queue_position: position as u32, ..base };
     let before = cycle.draft.checkpoint();
-    match cycle.consider(&ask) {
+    let estimate = backfill::estimate(&mut cycle, &ask);
+    match cycle.consider(&candidate) {
         Verdict::Start(placement) | Verdict::Hold(placement) => Explanation {
             summary: format!("job {} goes with the next plan: {}", job.id, placement.why),
             binding_constraint: "the next plan".into(),
             start_estimate_ms: Some(view.now_ms() + placement.notice_ms),
             ..base
         },
-        Verdict::Wait(reason) => {
+        Verdict::Wait { reason, planned } => {
             cycle.draft.rollback(before); // what is kept for it does not stand in its way
-            let first_end = first_end(&cycle.draft, &ask);
+            let reason = when::with_start(reason, planned);
+            let said = match when::says_nothing_new(&job.reason, &reason, view.now_ms()) {
+                true => &job.reason,
+                false => &reason,
+            };
             Explanation {
-                summary: format!("job {} waits: {reason}", job.id),
+                summary: format!("job {} waits: {said}", job.id),
                 binding_constraint: binding(&mut cycle.draft, &ask),
-                cheapest_change: cheapest_change(&mut cycle.draft, &ask, first_end),
-                start_estimate_ms: first_end.map(|(end_ms, _)| end_ms),
+                cheapest_change: cheapest_change(&mut cycle.draft, &ask, estimate),
+                start_estimate_ms: estimate.map(|planned| planned.by_ms),
                 ..base
             }
         }
@@ -152,7 +159,7 @@ fn binding(draft: &mut Draft<'_>, ask: &Ask) -> String {
 }
 
 /// What would admit the job now, or first.
-fn cheapest_change(draft: &mut Draft<'_>, ask: &Ask, first_end: Option<(u64, JobId)>) -> String {
+fn cheapest_change(draft: &mut Draft<'_>, ask: &Ask, estimate: Option<PlannedStart>) -> String {
     let pool = match reason::never(draft, ask).is_some() {
         true => Pool::Empty,
         false => Pool::Evicted,
@@ -172,52 +179,9 @@ fn cheapest_change(draft: &mut Draft<'_>, ask: &Ask, first_end: Option<(u64, Job
         fewer if fewer < needed => changes.push(format!("{fewer} fewer workers")),
         _ => {}
     }
-    if let Some((end_ms, job)) = first_end {
-        let in_s = end_ms.saturating_sub(now_ms).div_ceil(1_000);
-        changes.push(format!("the end of job {job} (time limit in {in_s} s)"));
+    if let Some(PlannedStart { by_ms, after: Some(job) }) = estimate {
+        let in_s = by_ms.saturating_sub(now_ms).div_ceil(1_000);
+        changes.push(format!("the end of job {job} (by its time limit in {in_s} s)"));
     }
     changes.join(", or ")
-}
-
-/// When, by the time limits of what runs, so much has ended that the job fits, and whose end that is.
-fn first_end(draft: &Draft<'_>, ask: &Ask) -> Option<(u64, JobId)> {
-    let ends = ends(draft.view);
-    let fits_after = |count: usize| {
-        let mut ended: Vec<AllocationId> = ends[..count].iter().map(|(.., id)| *id).collect();
-        ended.sort_unstable();
-        let room = Slots::count(draft, &ask.claim, |pos| {
-            draft.node(pos).slots(&ask.claim, |tenant| {
-                tenant.fate != Fate::Staying || ended.binary_search(&tenant.allocation).is_ok()
-            })
-        });
-        fit::best_domain(draft, ask, &room).is_some()
-    };
-    if !fits_after(ends.len()) || fits_after(0) {
-        return None;
-    }
-    // The more have ended, the more fits: search for the first that is enough.
-    let (mut enough, mut too_few) = (ends.len(), 0);
-    while enough - too_few > 1 {
-        let middle = too_few + (enough - too_few) / 2;
-        if fits_after(middle) { enough = middle } else { too_few = middle }
-    }
-    let (end_ms, job, _) = ends[enough - 1];
-    Some((end_ms, job))
-}
-
-/// Gangs with a time limit, next end first.
-fn ends(view: &Cluster) -> Vec<(u64, JobId, AllocationId)> {
-    let mut ends: Vec<_> = view
-        .allocations()
-        .values()
-        .filter_map(|allocation| {
-            let rowen_state::Owner::Gang { job, .. } = allocation.owner else { return None };
-            let job = view.jobs().get(job)?;
-            let from_ms = if job.running_ms > 0 { job.running_ms } else { view.now_ms() };
-            let limit_ms = job.spec.time_limit_ms;
-            (limit_ms > 0).then_some((from_ms + limit_ms, job.id, allocation.id))
-        })
-        .collect();
-    ends.sort_unstable();
-    ends
 }

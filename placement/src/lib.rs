@@ -5,13 +5,17 @@
 //! a [`draft::Draft`] over it; it never writes state, reads a clock or draws a random number.
 //!
 //! # Who waits for whom
-//! - A gang that fits nowhere now does not stop later gangs: they may take what it cannot use yet.
-//!   (Planned starts, which protect large gangs from a stream of small ones, come with backfill.)
+//! - A gang that fits nowhere now does not stop later gangs, but the first ones of each queue are
+//!   *booked*: time limits say from when their GPUs are free at the latest, and later gangs get
+//!   these only if their own limits end before ([`passes::backfill`]). Where limits say nothing, the
+//!   first gang of a queue that has waited ten minutes keeps what comes free, and only gangs with a
+//!   limit may use it meanwhile.
 //! - A gang that fits once allocations which already end have ended *earmarks* those GPUs: neither
 //!   later gangs nor fillers get them, so a short wait does not become a long one.
 //! - Fillers come last. Whatever a gang could use now, with or without eviction, it was given
 //!   before; so no gang ever waits for a filler longer than that filler's notice.
 
+mod calendar;
 mod demand;
 mod draft;
 mod dry_run;
@@ -22,20 +26,27 @@ mod node;
 mod passes;
 mod reason;
 mod slots;
+mod when;
 
 use std::collections::BTreeMap;
 
-use rowen_state::{Cluster, Decision, Job, JobId, Plan};
+use rowen_state::{Cluster, Decision, End, Job, JobId, JobSpec, Plan};
 
 use crate::{
+    calendar::Calendar,
     demand::Ask,
     draft::Draft,
     fit::Placement,
-    passes::{allocate, earmark, fill, preempt},
+    passes::{
+        allocate,
+        backfill::{self, Backfill, Done, Promise},
+        earmark, fill, preempt,
+    },
 };
 
 pub use dry_run::{DryRun, dry_run};
 pub use explain::{Explanation, LevelReason, explain};
+pub use when::PlannedStart;
 
 /// A plan has at most about this many decisions; the rest is for the next cycle. A caller plans
 /// again after each commit, until a plan is empty.
@@ -45,19 +56,58 @@ pub const MAX_DECISIONS: usize = 4_096;
 pub fn plan(view: &Cluster) -> Plan {
     let mut cycle = Cycle::new(view);
     if cycle.gangs() {
+        cycle.unbook();
         fill::fill(&mut cycle);
     }
     Plan { based_on: view.applied(), decisions: cycle.decisions }
 }
 
+/// The planned starts of the gangs that wait: of the first ones of each queue, as far as time
+/// limits say.
+pub fn planned_starts(view: &Cluster) -> BTreeMap<JobId, PlannedStart> {
+    let mut cycle = Cycle::new(view);
+    let verdicts = view.queue().map(|job| (job.id, cycle.consider(&Candidate::of(job, view))));
+    let planned = verdicts.filter_map(|(id, verdict)| match verdict {
+        Verdict::Wait { planned, .. } => Some((id, planned?)),
+        Verdict::Start(_) | Verdict::Hold(_) => None,
+    });
+    planned.collect()
+}
+
 /// One planning cycle under way.
 pub(crate) struct Cycle<'a> {
     pub(crate) view: &'a Cluster,
+    /// With the bookings.
     pub(crate) draft: Draft<'a>,
+    pub(crate) calendar: Calendar<'a>,
+    pub(crate) backfill: Backfill<'a>,
+    /// Every start, hold and earmark of the cycle.
+    pub(crate) done: Vec<Done>,
     pub(crate) decisions: Vec<Decision>,
     /// Shapes found not to fit, and why. A draft only ever gets fuller (what a failed pass did is
     /// rolled back), so they need no second look in this cycle.
     stuck: BTreeMap<Ask, String>,
+}
+
+/// A gang that is to be placed.
+pub(crate) struct Candidate<'j> {
+    pub(crate) id: JobId,
+    pub(crate) spec: &'j JobSpec,
+    pub(crate) ask: Ask,
+    pub(crate) waited_ms: u64,
+}
+
+impl<'j> Candidate<'j> {
+    pub(crate) fn of(job: &'j Job, view: &Cluster) -> Self {
+        let waited_ms = view.now_ms().saturating_sub(job.submitted_ms);
+        Candidate { id: job.id, waited_ms, ..Candidate::new(&job.spec, view) }
+    }
+
+    /// One that is not submitted yet.
+    pub(crate) fn new(spec: &'j JobSpec, view: &Cluster) -> Self {
+        let ask = Ask::new(spec, view.index());
+        Candidate { id: JobId::default(), spec, ask, waited_ms: 0 }
+    }
 }
 
 /// What becomes of one gang in this cycle.
@@ -66,14 +116,26 @@ pub(crate) enum Verdict {
     Start(Placement),
     /// Fillers leave for it.
     Hold(Placement),
-    /// It waits: why.
-    Wait(String),
+    /// It waits.
+    Wait {
+        /// Why.
+        reason: String,
+        /// It is one of the first, and limits say when it starts.
+        planned: Option<PlannedStart>,
+    },
 }
 
 impl<'a> Cycle<'a> {
     pub(crate) fn new(view: &'a Cluster) -> Self {
-        let draft = Draft::new(view);
-        Cycle { view, draft, decisions: Vec::new(), stuck: BTreeMap::new() }
+        Cycle {
+            view,
+            draft: Draft::new(view),
+            calendar: Calendar::new(view),
+            backfill: Backfill::default(),
+            done: Vec::new(),
+            decisions: Vec::new(),
+            stuck: BTreeMap::new(),
+        }
     }
 
     /// Tries every queued gang. False when the plan was full before the end of the queue: then
@@ -83,7 +145,7 @@ impl<'a> Cycle<'a> {
             if self.decisions.len() >= MAX_DECISIONS {
                 return false;
             }
-            let verdict = self.consider(&Ask::new(&job.spec, self.view.index()));
+            let verdict = self.consider(&Candidate::of(job, self.view));
             self.decide(job, verdict);
         }
         true
@@ -92,27 +154,68 @@ impl<'a> Cycle<'a> {
     /// Tries the queue as far as `until` says, without keeping decisions.
     pub(crate) fn gangs_before(&mut self, until: impl Fn(&Job) -> bool) {
         for job in self.view.queue().take_while(|job| !until(job)) {
-            self.consider(&Ask::new(&job.spec, self.view.index()));
+            self.consider(&Candidate::of(job, self.view));
         }
     }
 
     /// The passes over one gang, least disruptive first.
-    pub(crate) fn consider(&mut self, ask: &Ask) -> Verdict {
-        if let Some(reason) = self.stuck.get(ask) {
-            return Verdict::Wait(reason.clone());
+    pub(crate) fn consider(&mut self, candidate: &Candidate<'_>) -> Verdict {
+        let ask = &candidate.ask;
+        let known = self.stuck.get(ask).cloned();
+        let new = known.is_none();
+        if new && let Some(placement) = allocate::allocate(&mut self.draft, ask) {
+            return self.start(candidate, placement);
         }
-        if let Some(placement) = allocate::allocate(&mut self.draft, ask) {
-            return Verdict::Start(placement);
+        if let Some(placement) = backfill::slip(self, candidate, allocate::allocate) {
+            return self.start(candidate, placement);
         }
-        if let Some(placement) = preempt::preempt(&mut self.draft, ask) {
-            return Verdict::Hold(placement);
+        if new && let Some(placement) = preempt::preempt(&mut self.draft, ask) {
+            return self.hold(candidate, placement);
         }
-        if let Some(reason) = earmark::earmark(&mut self.draft, ask) {
-            return Verdict::Wait(reason);
+        if let Some(placement) = backfill::slip(self, candidate, preempt::preempt) {
+            return self.hold(candidate, placement);
         }
-        let reason = reason::why_not(&mut self.draft, ask);
-        self.stuck.insert(*ask, reason.clone());
-        Verdict::Wait(reason)
+        backfill::give_up(self, candidate);
+        if new && let Some((reason, on)) = earmark::earmark(&mut self.draft, ask) {
+            let done = Done { claim: ask.claim, on, victims: Vec::new() };
+            self.gave(candidate.id, done, End::of_new(candidate.spec, self.view.now_ms()));
+            return Verdict::Wait { reason, planned: None };
+        }
+        let reason = known.unwrap_or_else(|| {
+            let reason = reason::why_not(&mut self.draft, ask);
+            self.stuck.insert(*ask, reason.clone());
+            reason
+        });
+        match backfill::plan_start(self, candidate) {
+            None => Verdict::Wait { reason, planned: None },
+            Some(Promise::Start(start)) => Verdict::Wait { reason, planned: Some(start) },
+            Some(Promise::Kept) => {
+                let reason = format!("{reason}; GPUs that come free are kept for it");
+                Verdict::Wait { reason, planned: None }
+            }
+        }
+    }
+
+    fn start(&mut self, candidate: &Candidate<'_>, placement: Placement) -> Verdict {
+        let done = self.done_of(&candidate.ask.claim, &placement);
+        self.gave(candidate.id, done, End::of_new(candidate.spec, self.view.now_ms()));
+        Verdict::Start(placement)
+    }
+
+    fn hold(&mut self, candidate: &Candidate<'_>, placement: Placement) -> Verdict {
+        let done = self.done_of(&candidate.ask.claim, &placement);
+        let clear_ms = self.view.now_ms() + placement.notice_ms;
+        self.gave(candidate.id, done, End::of_new(candidate.spec, clear_ms));
+        Verdict::Hold(placement)
+    }
+
+    /// Fillers may have what is booked: they leave within their notice.
+    fn unbook(&mut self) {
+        if !self.view.fillers().is_empty()
+            && let Some(draft) = backfill::unbooked(self)
+        {
+            self.draft = draft;
+        }
     }
 
     fn decide(&mut self, job: &Job, verdict: Verdict) {
@@ -124,9 +227,9 @@ impl<'a> Cycle<'a> {
             Verdict::Hold(Placement { places, victims, why, .. }) => {
                 Decision::Hold { job: id, places, victims, why }
             }
-            Verdict::Wait(reason) => {
-                let reason = reason::bounded(reason);
-                if reason == job.reason {
+            Verdict::Wait { reason, planned } => {
+                let reason = when::with_start(reason, planned);
+                if when::says_nothing_new(&job.reason, &reason, self.view.now_ms()) {
                     return; // the same again would only fill the log
                 }
                 Decision::Wait { job: id, reason }

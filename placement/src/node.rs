@@ -209,8 +209,33 @@ impl DraftNode {
         }
     }
 
+    /// Keeps GPUs for a planned start, and of cores and memory what it will claim beyond those
+    /// that come free by then.
+    pub(crate) fn book(&mut self, gpus: GpuMask, cpus: i64, memory_mib: i64) {
+        let open = self.free.or(self.gpus_of(|fate| fate != Fate::Staying));
+        self.kept += open.and(gpus).count();
+        self.promise(gpus);
+        self.host = self.host.plus(-cpus, -memory_mib);
+    }
+
+    /// Cores and memory of fillers that a booking of these GPUs sends away.
+    pub(crate) fn sent_away(&self, gpus: GpuMask) -> (u64, u64) {
+        let fillers = self.tenants.iter().filter(|tenant| tenant.fate == Fate::Evictable);
+        let theirs = fillers.filter(|tenant| !tenant.gpus.and(gpus).is_empty());
+        theirs.fold((0, 0), |(cpus, memory_mib), tenant| {
+            (cpus + tenant.cpus, memory_mib + tenant.memory_mib)
+        })
+    }
+
     /// Promises GPUs to so many workers, whoever is on them now.
     pub(crate) fn take(&mut self, gpus: GpuMask, claim: &Claim, workers: u32) {
+        self.promise(gpus);
+        let workers = i64::from(workers);
+        self.host =
+            self.host.plus(-(claim.cpus as i64) * workers, -(claim.memory_mib as i64) * workers);
+    }
+
+    fn promise(&mut self, gpus: GpuMask) {
         self.free = self.free.without(gpus);
         for tenant in &mut self.tenants {
             if !tenant.gpus.and(gpus).is_empty() && tenant.fate == Fate::Evictable {
@@ -218,9 +243,6 @@ impl DraftNode {
             }
             tenant.gpus = tenant.gpus.without(gpus);
         }
-        let workers = i64::from(workers);
-        self.host =
-            self.host.plus(-(claim.cpus as i64) * workers, -(claim.memory_mib as i64) * workers);
     }
 }
 

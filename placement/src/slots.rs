@@ -56,12 +56,6 @@ impl Slots {
         Slots::summed(draft, claim, at)
     }
 
-    /// Counts with `slots` of each node whose model will do.
-    pub(crate) fn count(draft: &Draft<'_>, claim: &Claim, slots: impl Fn(NodePos) -> u32) -> Slots {
-        let at = draft.positions().map(|pos| slots(pos).min(u16::MAX.into()) as u16).collect();
-        Slots::summed(draft, claim, at)
-    }
-
     fn summed(draft: &Draft<'_>, claim: &Claim, mut at: Vec<u16>) -> Slots {
         if !claim.admits_all() {
             for (slots, pos) in at.iter_mut().zip((0u32..).map(NodePos)) {

@@ -578,7 +578,9 @@ impl Cluster {
     /// Brings the rooms up to date with what an allocation's owner says of it.
     pub(crate) fn refresh_rooms_of(&mut self, id: AllocationId) {
         let tasks = self.allocations.get(id).map_or(&[][..], |allocation| &allocation.tasks);
-        for node in tasks.iter().map(|task| task.node).collect::<Vec<_>>() {
+        let mut nodes: Vec<_> = tasks.iter().map(|task| task.node).collect();
+        nodes.dedup(); // workers of a node follow one another
+        for node in nodes {
             self.refresh_index(node);
         }
     }

@@ -42,7 +42,7 @@ pub use ledger::{Class, Meter, UsageKey};
 pub use node::{Duty, GpuSlot, Liveness, Node};
 pub use plan::{Decision, Place, Plan};
 pub use replica::Replica;
-pub use rooms::{Count, Evictable, Host, Room, Rooms};
+pub use rooms::{Count, End, Evictable, Host, Room, Rooms};
 pub use snapshot::SnapshotError;
 pub use spec::{FieldError, FillerSpec, JobSpec, Probe, Resources};
 pub use table::Table;

@@ -115,8 +115,13 @@ impl Cluster {
 
     fn gang_is_up(&mut self, id: JobId, outcome: &mut Outcome) {
         let now_ms = self.meta.now_ms;
-        self.jobs.get_mut(id).expect("checked by the caller").running_ms = now_ms;
+        let job = self.jobs.get_mut(id).expect("checked by the caller");
+        job.running_ms = now_ms;
+        let limited = job.allocation.filter(|_| job.spec.time_limit_ms > 0);
         self.set_job_state(id, JobState::Running);
+        if let Some(allocation) = limited {
+            self.refresh_rooms_of(allocation); // its limit counts from now on
+        }
         self.set_job_reason(id, String::new());
         self.tell(id, "all tasks are up".into(), outcome);
     }
