@@ -11,6 +11,7 @@ mod liveness;
 mod nodes;
 mod places;
 mod plans;
+mod queues;
 mod replicas;
 mod reports;
 mod tick;
@@ -110,6 +111,8 @@ impl Cluster {
             Command::RaiseVersion { to, asked } => self.raise_version(*to, asked),
             Command::SetTiming { timing, granted } => self.set_timing(*timing, *granted),
             Command::SettleTiming { since } => self.settle_timing(*since),
+            Command::SetQueue(spec) => self.set_queue(spec),
+            Command::RemoveQueue(name) => self.remove_queue(name),
             Command::Report(reports) => {
                 outcome.replan = false; // unless one of them frees something
                 self.report(reports, outcome)

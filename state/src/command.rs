@@ -4,8 +4,8 @@ use rowen_topology::FabricRecord;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    AllocationId, Epoch, FieldError, FillerId, FillerSpec, JobId, JobSpec, NodeId, Plan, ReplicaId,
-    TaskPhase, Timing,
+    AllocationId, Epoch, FieldError, FillerId, FillerSpec, JobId, JobSpec, NodeId, Plan, QueueSpec,
+    ReplicaId, TaskPhase, Timing,
 };
 
 /// One entry of the log. Enums here are only ever appended to.
@@ -116,6 +116,10 @@ pub enum Command {
         /// [`crate::InForce::since`].
         since: u64,
     },
+    /// Adds a queue, or changes the one of that name.
+    SetQueue(QueueSpec),
+    /// Forgets the queue of that name.
+    RemoveQueue(String),
 }
 
 impl Command {
@@ -125,7 +129,10 @@ impl Command {
         match self {
             // Whoever is asked to rise to a version has said that it reads it.
             Command::RaiseVersion { to, .. } => to.saturating_sub(1),
-            Command::SetTiming { .. } | Command::SettleTiming { .. } => 2,
+            Command::SetTiming { .. }
+            | Command::SettleTiming { .. }
+            | Command::SetQueue(_)
+            | Command::RemoveQueue(_) => 2,
             _ => 1,
         }
     }

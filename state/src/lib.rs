@@ -18,6 +18,7 @@ mod job;
 mod ledger;
 mod node;
 mod plan;
+mod queue;
 mod replica;
 mod requests;
 mod rooms;
@@ -36,11 +37,12 @@ pub use command::{
     TaskReport,
 };
 pub use filler::{Filler, FillerState};
-pub use id::{AllocationId, Epoch, FillerId, GpuMask, JobId, NodeId, ReplicaId};
+pub use id::{AllocationId, Epoch, FillerId, GpuMask, JobId, NodeId, QueueId, ReplicaId};
 pub use job::{Hold, Job, JobEvent, JobState};
 pub use ledger::{Class, Meter, UsageKey};
 pub use node::{Duty, GpuSlot, Liveness, Node};
 pub use plan::{Decision, Place, Plan};
+pub use queue::{HALF_LIFE_MS, ModelGpus, Queue, QueueSpec, Quota};
 pub use replica::Replica;
 pub use rooms::{Count, End, Evictable, Host, Room, Rooms};
 pub use snapshot::SnapshotError;

@@ -7,7 +7,7 @@ use rowen_topology::FabricRecord;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Allocation, Cluster, Filler, Job, Node, Replica, Table,
+    Allocation, Cluster, Filler, Job, Node, Queue, Replica, Table,
     cluster::Meta,
     codec::{self, Body, CodecError, Kind, Row, Stored},
     ledger::UsageKey,
@@ -28,6 +28,7 @@ pub(crate) struct Snapshot {
     pub(crate) replicas: Vec<Replica>,
     pub(crate) usage: Vec<(UsageKey, u64)>,
     pub(crate) requests: (u128, Vec<(String, Client)>),
+    pub(crate) queues: Vec<Queue>,
 }
 
 impl Stored for Snapshot {
@@ -89,6 +90,7 @@ impl Cluster {
                 true => Vec::new(),
             },
             requests: self.requests.to_parts(),
+            queues: self.queues.values().cloned().collect(),
         };
         Ok(codec::encode(self.meta.version, snapshot)?)
     }
@@ -109,6 +111,7 @@ impl Cluster {
         fill(&mut cluster.fillers, snapshot.fillers, version, |filler| filler.id);
         fill(&mut cluster.allocations, snapshot.allocations, version, |allocation| allocation.id);
         fill(&mut cluster.replicas, snapshot.replicas, version, |replica| replica.id);
+        fill(&mut cluster.queues, snapshot.queues, version, |queue| queue.id);
         cluster.usage = snapshot.usage.into_iter().collect();
         let (digest, clients) = snapshot.requests;
         cluster.requests = Requests::from_parts(digest, clients);

@@ -239,14 +239,14 @@ pub(crate) fn name(field: &str, name: &str) -> Result<(), FieldError> {
     ))
 }
 
-fn range(field: &str, value: u64, low: u64, high: u64) -> Result<(), FieldError> {
+pub(crate) fn range(field: &str, value: u64, low: u64, high: u64) -> Result<(), FieldError> {
     if (low..=high).contains(&value) {
         return Ok(());
     }
     Err(FieldError::new(field, format!("is {value}"), format!("choose {low} to {high}")))
 }
 
-fn length(field: &str, bytes: usize, high: usize) -> Result<(), FieldError> {
+pub(crate) fn length(field: &str, bytes: usize, high: usize) -> Result<(), FieldError> {
     if bytes <= high {
         return Ok(());
     }

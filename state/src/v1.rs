@@ -111,7 +111,9 @@ impl CommandV1 {
             Command::ForgetNode(node) => CommandV1::ForgetNode(node),
             Command::RaiseVersion { .. }
             | Command::SetTiming { .. }
-            | Command::SettleTiming { .. } => return None,
+            | Command::SettleTiming { .. }
+            | Command::SetQueue(_)
+            | Command::RemoveQueue(_) => return None,
         })
     }
 }
@@ -177,6 +179,7 @@ impl From<MetaV1> for Meta {
             last_node: old.last_node,
             last_replica: old.last_replica,
             timing: None,
+            last_queue: 0,
         }
     }
 }
@@ -211,6 +214,7 @@ impl From<SnapshotV1> for Snapshot {
             replicas: old.replicas,
             usage: old.usage,
             requests: old.requests,
+            queues: Vec::new(),
         }
     }
 }

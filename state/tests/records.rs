@@ -5,9 +5,9 @@ use std::{fmt::Debug, fs, path::PathBuf};
 
 use rowen_state::{
     AllocationId, Cluster, Code, Command, Decision, Entry, Epoch, FillerId, FillerSpec, GpuMask,
-    Hold, Job, JobEvent, JobId, JobSpec, JobState, NodeId, NodeReport, Place, Plan, Probe, Refusal,
-    ReplicaId, Reply, RequestId, Resources, SnapshotError, StopReason, Task, TaskPhase, TaskReport,
-    Timing,
+    Hold, Job, JobEvent, JobId, JobSpec, JobState, NodeId, NodeReport, Place, Plan, Probe,
+    QueueSpec, Quota, Refusal, ReplicaId, Reply, RequestId, Resources, SnapshotError, StopReason,
+    Task, TaskPhase, TaskReport, Timing,
     codec::{self, CodecError, Kind, READS_VERSION, Stored},
 };
 use rowen_topology::{Level, drawing};
@@ -134,6 +134,19 @@ fn timing(node_lease_ms: u64) -> Timing {
     Timing { node_lease_ms, heartbeat_ms: 1_000, kill_ms: 2_000, drift_ppm: 500 }
 }
 
+fn queue() -> QueueSpec {
+    QueueSpec {
+        name: "main".into(),
+        parent: String::new(),
+        quota: Quota { guarantee_gpus: 64, limit_gpus: Some(128) },
+        by_model: [("H200".into(), Quota { guarantee_gpus: 0, limit_gpus: Some(8) })].into(),
+        lend_gpus: Some(32),
+        weight: 3,
+        preempts: true,
+        min_run_ms: 600_000,
+    }
+}
+
 /// Every command by the name of its file. The match below makes a new variant a compile error.
 fn commands() -> Vec<(&'static str, Command)> {
     let fabric = drawing::parse(
@@ -171,6 +184,8 @@ fn commands() -> Vec<(&'static str, Command)> {
         Command::RaiseVersion { to: 2, asked: vec![ReplicaId(1), ReplicaId(4)] },
         Command::SetTiming { timing: timing(10_000), granted: Some(timing(20_000)) },
         Command::SettleTiming { since: 12 },
+        Command::SetQueue(queue()),
+        Command::RemoveQueue("main".into()),
     ];
     let name = |command: &Command| match command {
         Command::Tick => "tick",
@@ -195,6 +210,8 @@ fn commands() -> Vec<(&'static str, Command)> {
         Command::RaiseVersion { .. } => "raise-version",
         Command::SetTiming { .. } => "set-timing",
         Command::SettleTiming { .. } => "settle-timing",
+        Command::SetQueue(_) => "set-queue",
+        Command::RemoveQueue(_) => "remove-queue",
     };
     commands.into_iter().map(|command| (name(&command), command)).collect()
 }
@@ -309,6 +326,7 @@ fn snapshot() {
         let mut more: Vec<Command> = (2..=version).map(raise).collect();
         if version == 2 {
             more.push(Command::SetTiming { timing: timing(10_000), granted: Some(timing(20_000)) });
+            more.push(Command::SetQueue(queue()));
         }
         for command in more {
             let entry = Entry { request: None, ..entry(command) };
@@ -328,7 +346,7 @@ fn check_story(bytes: &[u8], version: u32) {
     assert_eq!(restored.verify(), []);
     assert_eq!(
         (restored.applied(), restored.replicas().len()),
-        (if version == 1 { 11 } else { 13 }, 1)
+        (if version == 1 { 11 } else { 14 }, 1)
     );
     let states: Vec<_> = restored.jobs().values().map(|job| job.state).collect();
     assert_eq!(states, [JobState::Completed, JobState::Holding]);

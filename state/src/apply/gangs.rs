@@ -23,6 +23,7 @@ impl Cluster {
         let job = self.jobs.get_mut(id).expect("its decision was checked");
         job.attempt += 1;
         job.allocation = Some(allocation);
+        let held = job.hold.is_some();
         job.held_ms = job.hold.take().map_or(0, |hold| hold.since_ms);
         (job.bound_ms, job.running_ms, job.exit_code, job.stopping) = (now_ms, 0, 0, None);
         let spec = job.spec.clone();
@@ -45,6 +46,13 @@ impl Cluster {
             port,
             stop: None,
         };
+        if !self.queues.is_empty() {
+            let gpus = self.gpus_of(places);
+            if held {
+                self.queue_uses(&spec.queue, &gpus, false);
+            }
+            self.queue_uses(&spec.queue, &gpus, true);
+        }
         self.bind(bound, outcome);
         self.set_job_state(id, JobState::Starting);
         self.set_job_reason(id, why.to_owned());

@@ -24,7 +24,9 @@ impl Cluster {
         match decision {
             Decision::Start { job, places, why } => {
                 self.queued(*job)?;
-                self.check_gang(&self.jobs.get(*job).expect("queued").spec, places, &[])?;
+                let spec = &self.jobs.get(*job).expect("queued").spec;
+                self.check_gang(spec, places, &[])?;
+                self.check_limits(&spec.queue, &self.gpus_of(places))?;
                 self.bind_gang(*job, places, why, outcome);
             }
             Decision::Hold { job, places, victims, why } => {
@@ -78,11 +80,21 @@ impl Cluster {
         for victim in &victims {
             self.check_victim(*victim, &wanted)?;
         }
-        self.check_gang(&self.jobs.get(id).expect("queued").spec, places, &victims)?;
+        let job = self.jobs.get(id).expect("queued");
+        self.check_gang(&job.spec, places, &victims)?;
+        let gpus = self.gpus_of(places);
+        self.check_limits(&job.spec.queue, &gpus)?;
+        let gangs: Vec<AllocationId> =
+            victims.iter().copied().filter(|victim| self.is_gang(*victim)).collect();
+        if !gangs.is_empty() {
+            self.check_takes(job, gpus.values().sum(), &gangs)?;
+        }
 
+        let queue = job.spec.queue.clone();
+        self.queue_uses(&queue, &gpus, true);
         let mut deadline_ms = self.meta.now_ms;
         for victim in &victims {
-            self.stop(*victim, StopReason::Evicted { by: id }, outcome);
+            self.evict(*victim, id, outcome);
             let victim = self.allocations.get(*victim).expect("checked above");
             deadline_ms = deadline_ms.max(victim.stop.map_or(0, |stop| stop.deadline_ms));
             self.meta.evictions += 1;
@@ -109,8 +121,25 @@ impl Cluster {
         });
         self.set_job_state(id, JobState::Holding);
         self.set_job_reason(id, why.to_owned());
-        self.tell(id, format!("holds GPUs, {} fillers have notice: {why}", victims.len()), outcome);
+        let who = if gangs.is_empty() { "fillers" } else { "victims" };
+        self.tell(id, format!("holds GPUs, {} {who} have notice: {why}", victims.len()), outcome);
         Ok(())
+    }
+
+    fn is_gang(&self, id: AllocationId) -> bool {
+        let owner = self.allocations.get(id).map(|allocation| allocation.owner);
+        matches!(owner, Some(Owner::Gang { .. }))
+    }
+
+    /// Begins to take an allocation back for a gang. A gang goes whole, and is queued again.
+    fn evict(&mut self, id: AllocationId, by: JobId, outcome: &mut Outcome) {
+        let reason = StopReason::Evicted { by };
+        match self.allocations.get(id).map(|allocation| allocation.owner) {
+            Some(Owner::Gang { job, .. }) => {
+                self.stop_gang(job, reason, &format!("evicted for job {by}"), outcome);
+            }
+            _ => self.stop(id, reason, outcome),
+        }
     }
 
     fn start_instance(
