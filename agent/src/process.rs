@@ -23,9 +23,16 @@ use crate::spec::{self, ProcessId, Spec, Status};
 pub(crate) struct Stat {
     parent: i32,
     group: i32,
+    /// Nothing of it is left but its exit code. A first thread that ended before the others is none.
     zombie: bool,
+    /// On its way out: its memory may be gone, its files, the GPU's among them, still open.
+    exiting: bool,
+    threads: u32,
     start_ticks: u64,
 }
+
+/// PF_EXITING of the kernel's include/linux/sched.h.
+const EXITING: u32 = 4;
 
 /// `None` when there is no such process.
 pub(crate) fn stat(pid: i32) -> Option<Stat> {
@@ -33,11 +40,15 @@ pub(crate) fn stat(pid: i32) -> Option<Stat> {
     let text = String::from_utf8_lossy(&text);
     // The name, in parentheses, may itself hold spaces and parentheses.
     let mut fields = text.rsplit_once(')')?.1.split_ascii_whitespace();
-    let zombie = matches!(fields.next()?, "Z" | "X");
+    let ended = matches!(fields.next()?, "Z" | "X");
     let parent = fields.next()?.parse().ok()?;
     let group = fields.next()?.parse().ok()?;
-    let start_ticks = fields.nth(16)?.parse().ok()?;
-    Some(Stat { parent, group, zombie, start_ticks })
+    let flags: u32 = fields.nth(3)?.parse().ok()?;
+    let threads = fields.nth(10)?.parse().ok()?;
+    let start_ticks = fields.nth(1)?.parse().ok()?;
+    let zombie = ended && threads <= 1;
+    let exiting = flags & EXITING != 0 && !zombie;
+    Some(Stat { parent, group, zombie, exiting, threads, start_ticks })
 }
 
 /// Names a process that lives now.
@@ -93,17 +104,59 @@ pub(crate) fn wait_for_guard(task_dir: &Path, limit: Duration) {
 /// waits until it is gone. Returns whether it is.
 pub(crate) fn kill_orphans(task_dir: &Path, limit: Duration) -> bool {
     let deadline = Instant::now() + limit;
-    loop {
-        let left = orphans(task_dir);
-        if left.is_empty() {
-            return true;
-        }
+    let mut ending = Ending::default();
+    while !ending.kill(orphans(task_dir)).is_empty() {
         if Instant::now() >= deadline {
             return false;
         }
-        left.into_iter().for_each(kill_now);
         std::thread::sleep(Duration::from_millis(5));
     }
+    true
+}
+
+/// Processes that are killed until they are gone. What marks them may go before they do: the kernel
+/// takes a dying process its memory first, the environment with it, and closes its files later,
+/// the GPU's among them.
+#[derive(Default)]
+pub(crate) struct Ending {
+    killed: Vec<ProcessId>,
+    /// Were dying when one of ours was looked for; nobody can tell any more whose they are.
+    unknown: Vec<ProcessId>,
+    begun: Option<Instant>,
+}
+
+/// A dying process that is not known to be ours is not waited for longer.
+const UNKNOWN_LIMIT: Duration = Duration::from_secs(2);
+
+impl Ending {
+    /// Kills what was `found` just now; gives what has not gone yet, of these and of earlier calls.
+    pub(crate) fn kill(&mut self, found: Vec<i32>) -> Vec<i32> {
+        if self.begun.is_none() || !found.is_empty() {
+            // After the marks were read: whoever lost its mark before is seen here.
+            self.unknown.extend(exiting());
+        }
+        let begun = *self.begun.get_or_insert_with(Instant::now);
+        if begun.elapsed() >= UNKNOWN_LIMIT {
+            self.unknown.clear();
+        }
+        for pid in found {
+            let process = identify(pid);
+            kill_now(pid);
+            if !self.killed.contains(&process) {
+                self.killed.push(process);
+            }
+        }
+        self.killed.retain(|process| lives(*process));
+        self.unknown.retain(|process| lives(*process));
+        self.killed.iter().chain(&self.unknown).map(|process| process.pid).collect()
+    }
+}
+
+fn exiting() -> impl Iterator<Item = ProcessId> {
+    pids().filter_map(|pid| {
+        let stat = stat(pid).filter(|stat| stat.exiting)?;
+        Some(ProcessId { pid, start_ticks: stat.start_ticks })
+    })
 }
 
 /// Living processes of a task: those its shim wrote down, what descends from
@@ -152,11 +205,22 @@ fn marked(dir: &Path, below: bool) -> Vec<i32> {
         Some(rest) => rest.is_empty() || (below && rest.first() == Some(&b'/')),
         None => false,
     };
-    let marked = |pid: &i32| {
-        let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
-        environment.split(|byte| *byte == 0).any(fits)
-    };
-    pids().filter(|pid| stat(*pid).is_some_and(|stat| !stat.zombie)).filter(marked).collect()
+    let living = pids().filter_map(|pid| Some((pid, stat(pid).filter(|stat| !stat.zombie)?)));
+    let marked =
+        living.filter(|(pid, stat)| environment(*pid, *stat).split(|byte| *byte == 0).any(fits));
+    marked.map(|(pid, _)| pid).collect()
+}
+
+/// As it was at its start. Whose first thread has ended shows it by another thread.
+fn environment(pid: i32, stat: Stat) -> Vec<u8> {
+    let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+    if !environment.is_empty() || stat.threads <= 1 {
+        return environment;
+    }
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let mut environments =
+        threads.filter_map(|thread| fs::read(thread.path().join("environ")).ok());
+    environments.find(|environment| !environment.is_empty()).unwrap_or_default()
 }
 
 fn pids() -> impl Iterator<Item = i32> {
@@ -185,13 +249,13 @@ pub fn power_off(dir: &Path) -> usize {
             killed += 1;
         }
     }
+    let mut ending = Ending::default();
     for _ in 0..200 {
         let left = marked(&tasks, true);
-        if left.is_empty() {
+        killed += left.len();
+        if ending.kill(left).is_empty() {
             break;
         }
-        killed += left.len();
-        left.into_iter().for_each(kill_now);
         std::thread::sleep(Duration::from_millis(5));
     }
     folders.iter().for_each(|folder| remove_cgroup(folder));
@@ -204,5 +268,40 @@ pub(crate) fn remove_cgroup(task_dir: &Path) {
     if let Some(cgroup) = spec.and_then(|spec| spec.cgroup) {
         let _ = fs::remove_dir(&cgroup);
         let _ = cgroup.parent().map(fs::remove_dir);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+
+    /// The kernel takes its memory, and its mark with it, a good while before it is gone.
+    #[test]
+    fn what_dies_slowly_is_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        // tail keeps all of it until the end of its input, which does not come.
+        let script = "(head -c 300000000 /dev/zero; sleep 300) | tail >/dev/null";
+        let mut shell = Command::new("sh")
+            .args(["-c", script])
+            .env("ROWEN_TASK_DIR", dir.path())
+            .spawn()
+            .unwrap();
+        let pages = |pid: &i32| {
+            let statm = fs::read_to_string(format!("/proc/{pid}/statm")).unwrap_or_default();
+            statm.split(' ').nth(1).map_or(0, |pages| pages.parse::<u64>().unwrap())
+        };
+        let large = |pids: &[i32]| pids.iter().any(|pid| pages(pid) > 290_000_000 / 4096);
+        let mut pids = marked(dir.path(), false);
+        while !large(&pids) {
+            std::thread::sleep(Duration::from_millis(5));
+            pids = marked(dir.path(), false);
+        }
+        let processes: Vec<ProcessId> = pids.into_iter().map(identify).collect();
+        assert!(kill_orphans(dir.path(), Duration::from_secs(20)));
+        let left: Vec<_> = processes.into_iter().filter(|process| lives(*process)).collect();
+        assert!(left.is_empty(), "{left:?}");
+        shell.wait().unwrap();
     }
 }

@@ -339,16 +339,16 @@ fn kill_strays(tasks: &Path, found: &[Found]) {
     let alive = found.iter().filter(|found| found.stream.is_some());
     let alive: Vec<&Path> = alive.map(|found| found.dir.as_path()).collect();
     let mut told = Instant::now();
+    let mut ending = process::Ending::default();
     loop {
-        let strays = process::strays(tasks, &alive);
-        if strays.is_empty() {
+        let left = ending.kill(process::strays(tasks, &alive));
+        if left.is_empty() {
             return;
         }
         if told.elapsed() >= ORPHAN_LIMIT {
             told = Instant::now();
-            tracing::warn!(?strays, "processes of earlier tasks survive SIGKILL; not starting");
+            tracing::warn!(?left, "processes of earlier tasks survive SIGKILL; not starting");
         }
-        strays.into_iter().for_each(process::kill_now);
         std::thread::sleep(Duration::from_millis(5));
     }
 }

@@ -6,7 +6,7 @@
 
 use std::{cell::OnceCell, collections::BTreeMap};
 
-use rowen_state::{AllocationId, Cluster, Evictable, GpuMask, Place, Room, Rooms};
+use rowen_state::{AllocationId, Cluster, Evictable, GpuMask, Room, Rooms};
 use rowen_topology::{DomainId, FlatIndex, Level, NodePos};
 
 use crate::{
@@ -19,8 +19,8 @@ use crate::{
 /// The view with moves on top.
 pub(crate) struct Draft<'a> {
     pub(crate) view: &'a Cluster,
-    /// Rooms of nodes that moved.
-    rooms: Vec<Room>,
+    /// Nodes that moved.
+    rooms: Vec<Moved>,
     /// By position: one more than the place in `rooms`; 0: it did not move.
     room_of: Vec<u32>,
     /// Free GPUs that moves took from each site, pod, block and NVLink domain.
@@ -37,10 +37,26 @@ pub(crate) struct Draft<'a> {
     moves: Vec<NodePos>,
 }
 
+/// A node that moved.
+#[derive(Clone, Copy)]
+struct Moved {
+    room: Room,
+    /// Told apart from its owners, who need not be loaded for it.
+    gone: Option<Gone>,
+}
+
+/// The only filler of a node was evicted, and these GPUs were promised to a gang.
+#[derive(Clone, Copy)]
+struct Gone {
+    victim: AllocationId,
+    gpus: GpuMask,
+}
+
 /// A node before a move.
 struct Before {
     pos: NodePos,
     room: Room,
+    gone: Option<Gone>,
     /// None: its owners were not loaded.
     node: Option<Box<DraftNode>>,
 }
@@ -79,7 +95,7 @@ impl<'a> Draft<'a> {
 
     /// What a node has, moves included.
     pub(crate) fn room(&self, pos: NodePos) -> Room {
-        self.moved(pos).copied().unwrap_or_else(|| self.rooms().room(pos))
+        self.moved(pos).map_or_else(|| self.rooms().room(pos), |moved| moved.room)
     }
 
     /// What evictions on a node would give, moves included. The bounds on what they cost stay as
@@ -88,15 +104,31 @@ impl<'a> Draft<'a> {
         let evictable = self.rooms().evictable(pos);
         match self.loaded(pos).filter(|_| self.has_moved(pos)) {
             Some(node) => node.evictable(evictable),
+            None if self.gone(pos).is_some() => {
+                let gpus = GpuMask::NONE;
+                Evictable { gpus, cpus: 0, memory_mib: 0, only: None, ..evictable }
+            }
             None => evictable,
         }
+    }
+
+    /// Whether the view's rows tell all there is to evict on a node, to the micro-dollar: nobody,
+    /// or one filler that no move has touched.
+    pub(crate) fn rows_tell(&self, pos: NodePos, evictable: &Evictable) -> bool {
+        let nobody_or_one = evictable.largest == 0 || evictable.only.is_some();
+        let moved = self.has_moved(pos);
+        nobody_or_one && !(moved && (self.gone(pos).is_some() || self.loaded(pos).is_some()))
     }
 
     pub(crate) fn has_moved(&self, pos: NodePos) -> bool {
         self.room_of[pos.0 as usize] > 0
     }
 
-    fn moved(&self, pos: NodePos) -> Option<&Room> {
+    fn gone(&self, pos: NodePos) -> Option<Gone> {
+        self.moved(pos)?.gone
+    }
+
+    fn moved(&self, pos: NodePos) -> Option<&Moved> {
         let place = self.room_of[pos.0 as usize].checked_sub(1)?;
         Some(&self.rooms[place as usize])
     }
@@ -104,7 +136,7 @@ impl<'a> Draft<'a> {
     /// Free GPUs of a node.
     pub(crate) fn free_at(&self, pos: NodePos) -> u32 {
         match self.moved(pos) {
-            Some(room) => room.free.count(),
+            Some(moved) => moved.room.free.count(),
             None => self.rooms().count(pos).free.into(),
         }
     }
@@ -147,7 +179,11 @@ impl<'a> Draft<'a> {
         let empty = || (0..self.index().node_count()).map(|_| OnceCell::new()).collect();
         let cell = &self.nodes.get_or_init(empty)[pos.0 as usize];
         cell.get_or_init(|| {
-            let node = DraftNode::load(self.view, self.view.node_at(pos), self.room(pos));
+            let mut node = DraftNode::load(self.view, self.view.node_at(pos), self.room(pos));
+            if let Some(Gone { victim, gpus }) = self.gone(pos) {
+                node.evict(victim);
+                node.promise(gpus);
+            }
             Box::new(node)
         })
     }
@@ -166,6 +202,7 @@ impl<'a> Draft<'a> {
     pub(crate) fn leaving_at(&self, pos: NodePos) -> Leaving {
         match self.loaded(pos).filter(|_| self.has_moved(pos)) {
             Some(node) => node.leaving(),
+            None if self.gone(pos).is_some() => self.node(pos).leaving(),
             None => self.leaving().get(&pos).copied().unwrap_or_default(),
         }
     }
@@ -198,7 +235,7 @@ impl<'a> Draft<'a> {
             if let Some(cell) = cell {
                 *cell = before.node.map_or_else(OnceCell::new, OnceCell::from);
             }
-            self.put(before.pos, before.room);
+            self.put(before.pos, before.room, before.gone);
         }
     }
 
@@ -209,29 +246,50 @@ impl<'a> Draft<'a> {
         if self.loaded(pos).is_some() {
             return self.change(pos, |node| node.take(gpus, claim, workers));
         }
-        self.journal.push(Before { pos, room, node: None });
-        let host = room.host.plus(
-            -(claim.cpus as i64) * i64::from(workers),
-            -(claim.memory_mib as i64) * i64::from(workers),
-        );
-        self.put(pos, Room { free: room.free.without(gpus), host });
+        let gone = self.gone(pos);
+        self.journal.push(Before { pos, room, gone, node: None });
+        self.put(pos, less(room, gpus, claim, workers), gone);
     }
 
-    /// Gives a worker GPUs that are free but for `victims`, which leave for it.
+    /// Evicts the only filler of a node where [`Draft::rows_tell`], and gives workers of a claim
+    /// GPUs that are free or its.
+    pub(crate) fn take_from_only(
+        &mut self,
+        pos: NodePos,
+        victim: AllocationId,
+        gpus: GpuMask,
+        claim: &Claim,
+        workers: u32,
+    ) {
+        if self.loaded(pos).is_some() {
+            return self.change(pos, |node| {
+                node.evict(victim);
+                node.take(gpus, claim, workers);
+            });
+        }
+        let room = self.room(pos);
+        self.journal.push(Before { pos, room, gone: None, node: None });
+        self.put(pos, less(room, gpus, claim, workers), Some(Gone { victim, gpus }));
+    }
+
+    /// Gives workers GPUs that are free but for `victims`, which leave for them.
     /// False, and nothing is changed, when they are not to be had or the node lacks cores or memory.
     pub(crate) fn take(
         &mut self,
-        Place { node, gpus }: Place,
+        pos: NodePos,
+        gpus: GpuMask,
         claim: &Claim,
+        workers: u32,
         victims: &[AllocationId],
     ) -> bool {
-        let Some(pos) = self.view.pos_of(node) else { return false };
         let node = self.node(pos);
-        let leaving = node.tenants.iter().filter(|tenant| victims.contains(&tenant.allocation));
-        let usable = leaving.fold(node.free, |mask, tenant| mask.or(tenant.gpus));
-        let fits = gpus.without(usable).is_empty() && node.slots_without(claim, victims) > 0;
+        let usable = node.free.or(node.gpus_of_these(victims));
+        let fits = gpus.without(usable).is_empty() && node.slots_without(claim, victims) >= workers;
         if fits {
-            self.change(pos, |node| node.take(gpus, claim, 1));
+            self.change(pos, |node| {
+                victims.iter().for_each(|victim| node.evict(*victim));
+                node.take(gpus, claim, workers);
+            });
         }
         fits
     }
@@ -271,28 +329,78 @@ impl<'a> Draft<'a> {
 
     fn change(&mut self, pos: NodePos, how: impl FnOnce(&mut DraftNode)) {
         let old = Box::new(self.node(pos).clone());
-        self.journal.push(Before { pos, room: self.room(pos), node: Some(old) });
+        let gone = self.gone(pos);
+        self.journal.push(Before { pos, room: self.room(pos), gone, node: Some(old) });
         let nodes = self.nodes.get_mut().expect("loaded just above");
         let node = nodes[pos.0 as usize].get_mut().expect("loaded just above");
         how(node);
         let room = node.room();
-        self.put(pos, room);
+        self.put(pos, room, gone);
     }
 
     /// Sets a node's room, and with it the free GPUs of its domains.
-    fn put(&mut self, pos: NodePos, room: Room) {
+    fn put(&mut self, pos: NodePos, room: Room, gone: Option<Gone>) {
         let taken = self.free_at(pos) as i32 - room.free.count() as i32;
         match self.room_of[pos.0 as usize].checked_sub(1) {
-            Some(place) => self.rooms[place as usize] = room,
+            Some(place) => self.rooms[place as usize] = Moved { room, gone },
             None => {
-                self.rooms.push(room);
+                self.rooms.push(Moved { room, gone });
                 self.room_of[pos.0 as usize] = self.rooms.len() as u32;
             }
         }
-        for (sums, level) in self.taken.iter_mut().zip(Level::ALL) {
+        let levels = if taken == 0 { [].as_mut_slice() } else { &mut self.taken };
+        for (sums, level) in levels.iter_mut().zip(Level::ALL) {
             let domain = self.view.index().domain_of(pos, level);
             sums[domain.ordinal as usize] += taken;
         }
         self.moves.push(pos);
+    }
+}
+
+/// A room once workers of a claim have these GPUs of it.
+fn less(room: Room, gpus: GpuMask, claim: &Claim, workers: u32) -> Room {
+    let workers = i64::from(workers);
+    let host = room.host.plus(-(claim.cpus as i64) * workers, -(claim.memory_mib as i64) * workers);
+    Room { free: room.free.without(gpus), host }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::slots::tests::{claim, cluster};
+
+    /// A node of which only the rows were known is the same, once loaded, as one that was loaded
+    /// before: after an eviction, after more was taken of it, and after the way back.
+    #[test]
+    fn a_move_told_by_rows_is_the_move_of_owners() {
+        let cluster = cluster();
+        let (mut by_rows, mut by_owners) = (Draft::new(&cluster), Draft::new(&cluster));
+        let pos = by_rows.positions().find(|pos| by_rows.rooms().evictable(*pos).only.is_some());
+        let pos = pos.expect("a third of the nodes have one filler");
+        by_owners.node(pos);
+        let row = by_rows.rooms().evictable(pos);
+        assert!(by_rows.rows_tell(pos, &row) && by_owners.rows_tell(pos, &row));
+        let (victim, theirs) = (row.only.expect("found for it"), row.gpus);
+        let gpus = theirs.or(by_rows.room(pos).free.lowest(1).expect("5 are free"));
+        let before = by_rows.checkpoint();
+        for draft in [&mut by_rows, &mut by_owners] {
+            draft.take_from_only(pos, victim, gpus, &claim(4), 1);
+            let free = draft.room(pos).free.lowest(2).expect("4 are free");
+            draft.take_free(pos, free, &claim(1), 2);
+            assert!(!draft.rows_tell(pos, &row), "it moved");
+        }
+        assert!(by_rows.loaded(pos).is_none(), "nobody asked for its owners");
+        assert_eq!(by_rows.room(pos), by_owners.room(pos));
+        assert_eq!(by_rows.evictable(pos), by_owners.evictable(pos));
+        assert_eq!(by_rows.leaving_at(pos), by_owners.leaving_at(pos));
+        assert_eq!(by_rows.node(pos), by_owners.node(pos));
+        for level in Level::ALL {
+            let domain = by_rows.index().domain_of(pos, level);
+            assert_eq!(by_rows.free_in(domain), by_owners.free_in(domain), "{level}");
+        }
+        by_rows.rollback(before);
+        let fresh = Draft::new(&cluster);
+        assert_eq!(by_rows.evictable(pos), row);
+        assert_eq!(by_rows.node(pos), fresh.node(pos));
     }
 }

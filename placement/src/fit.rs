@@ -103,21 +103,6 @@ fn spread_into(
     }
 }
 
-/// The GPUs of each worker, in the order of `on`. `None` when a node cannot give them.
-pub(crate) fn places(
-    draft: &Draft<'_>,
-    claim: &Claim,
-    on: &[(NodePos, u32)],
-    victims: &[AllocationId],
-) -> Option<Vec<Place>> {
-    let mut places = Vec::new();
-    for (pos, workers) in on {
-        let gpus = draft.node(*pos).pick(workers * claim.gpus, &on_node(draft, *pos, victims))?;
-        places.extend(shares(draft.rooms().node(*pos), gpus, claim));
-    }
-    Some(places)
-}
-
 /// One place for each worker that `gpus` of a node are enough for.
 pub(crate) fn shares(
     node: NodeId,
@@ -125,11 +110,6 @@ pub(crate) fn shares(
     claim: &Claim,
 ) -> impl Iterator<Item = Place> + use<> {
     split(gpus, claim.gpus).map(move |gpus| Place { node, gpus })
-}
-
-fn on_node(draft: &Draft<'_>, pos: NodePos, victims: &[AllocationId]) -> Vec<AllocationId> {
-    let here = draft.node(pos).tenants.iter().map(|tenant| tenant.allocation);
-    here.filter(|id| victims.binary_search(id).is_ok()).collect()
 }
 
 fn split(mut gpus: GpuMask, each: u32) -> impl Iterator<Item = GpuMask> + use<> {

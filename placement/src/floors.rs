@@ -21,27 +21,40 @@ impl Floor {
     /// Nobody can be evicted.
     const NONE: Floor = Floor { loss_a_gpu: u64::MAX, notice_ms: u64::MAX };
 
-    /// The loss of [`crate::node`], of an instance that has the best of all that are on the node:
-    /// the least value, the shortest warm-up and notice, the latest start, the most GPUs.
+    /// Of an instance that has the best of all that are on the node: the least value, the shortest
+    /// warm-up and notice, the latest start, the most GPUs.
     fn of(evictable: &Evictable, now_ms: u64) -> Floor {
         if evictable.largest == 0 {
             return Floor::NONE;
         }
-        let age_ms = now_ms.saturating_sub(evictable.bound_ms);
-        let lost_ms = evictable.warm_up_ms.min(age_ms) + evictable.notice_ms;
-        let value_micros = u128::from(evictable.value_micros);
-        let earned = match evictable.value_micros.checked_mul(lost_ms) {
-            Some(product) => product / HOUR_MS as u64, // a division by a constant
-            None => u64::try_from(value_micros * u128::from(lost_ms) / HOUR_MS).unwrap_or(u64::MAX),
-        };
         let own = EVICTION_MICROS as u64 / u64::from(evictable.largest);
-        Floor { loss_a_gpu: earned.saturating_add(own), notice_ms: evictable.notice_ms }
+        let loss_a_gpu = earned_a_gpu(evictable, now_ms).saturating_add(own);
+        Floor { loss_a_gpu, notice_ms: evictable.notice_ms }
     }
 
     fn least(self, other: Floor) -> Floor {
         Floor {
             loss_a_gpu: self.loss_a_gpu.min(other.loss_a_gpu),
             notice_ms: self.notice_ms.min(other.notice_ms),
+        }
+    }
+}
+
+/// What evicting the only filler of a node loses: for one, the bounds are what it is.
+pub(crate) fn loss_of_only(evictable: &Evictable, now_ms: u64) -> u128 {
+    let gpus = u128::from(evictable.largest);
+    EVICTION_MICROS + gpus * u128::from(earned_a_gpu(evictable, now_ms))
+}
+
+/// The loss of [`crate::node`] but for that of the eviction itself.
+fn earned_a_gpu(evictable: &Evictable, now_ms: u64) -> u64 {
+    let age_ms = now_ms.saturating_sub(evictable.bound_ms);
+    let lost_ms = evictable.warm_up_ms.min(age_ms) + evictable.notice_ms;
+    match evictable.value_micros.checked_mul(lost_ms) {
+        Some(product) => product / HOUR_MS as u64, // a division by a constant
+        None => {
+            let product = u128::from(evictable.value_micros) * u128::from(lost_ms);
+            u64::try_from(product / HOUR_MS).unwrap_or(u64::MAX)
         }
     }
 }
@@ -68,14 +81,20 @@ impl Floors {
     }
 
     /// The bound of each domain of a level, of its nodes that hold a worker, by ordinal.
-    pub(crate) fn of_level(&self, index: &FlatIndex, slots: &Slots, level: Level) -> Vec<Floor> {
+    pub(crate) fn of_level(
+        &self,
+        index: &FlatIndex,
+        slots: &Slots,
+        level: Level,
+    ) -> impl Iterator<Item = Floor> {
         let floor = |(slots, floor): (&u16, &Floor)| if *slots > 0 { *floor } else { Floor::NONE };
-        let nodes = slots.nodes().iter().zip(&self.0).map(floor);
-        if index.domains(level).len() == self.0.len() {
-            return nodes.collect();
-        }
-        let mut nodes = nodes;
+        let mut nodes = slots.nodes().iter().zip(&self.0).map(floor);
         let sizes = index.domains(level).iter().map(|one| one.nodes.len());
-        sizes.map(|size| nodes.by_ref().take(size).fold(Floor::NONE, Floor::least)).collect()
+        sizes.map(move |size| nodes.by_ref().take(size).fold(Floor::NONE, Floor::least))
+    }
+
+    /// The bound of each node, by position.
+    pub(crate) fn nodes(&self) -> impl Iterator<Item = Floor> {
+        self.0.iter().copied()
     }
 }

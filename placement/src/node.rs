@@ -1,7 +1,7 @@
 //! One node as a draft sees it: what is free, who is on it, and what would be free without them.
 //! Knows nothing of other nodes.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, ops::RangeInclusive};
 
 use rowen_state::{Allocation, AllocationId, Cluster, Evictable, GpuMask, Host, Node, Owner, Room};
 use rowen_topology::NodePos;
@@ -29,7 +29,7 @@ pub(crate) enum Fate {
 }
 
 /// An allocation's share of a node.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Tenant {
     pub(crate) allocation: AllocationId,
     pub(crate) fate: Fate,
@@ -44,7 +44,7 @@ pub(crate) struct Tenant {
 }
 
 /// A node as a draft sees it.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct DraftNode {
     pub(crate) free: GpuMask,
     /// By allocation id. Empty where nothing new may be placed.
@@ -115,7 +115,7 @@ impl DraftNode {
         let evictable = self.tenants.iter().filter(|tenant| tenant.fate == Fate::Evictable);
         evictable.for_each(|tenant| sum.add(tenant));
         let Leaving { gpus, cpus, memory_mib } = sum;
-        Evictable { gpus, cpus: cpus as u32, memory_mib, ..before }
+        Evictable { gpus, cpus: cpus as u32, memory_mib, only: None, ..before }
     }
 
     /// What leaves for nobody.
@@ -142,11 +142,11 @@ impl DraftNode {
         tenants.fold(GpuMask::NONE, |mask, tenant| mask.or(tenant.gpus))
     }
 
-    /// The cheapest victims found for each number of workers up to `most`, by rising workers.
-    /// Dropping any one of them breaks the fit. Two orders of dropping are tried: the dearest
-    /// first, which is right where one small victim is enough, and the dearest a GPU first, which
-    /// is right where one large victim spares several small ones.
-    pub(crate) fn offers(&self, claim: &Claim, most: u32) -> Vec<Offer> {
+    /// The cheapest victims found for each number of workers, by rising workers, as far as there
+    /// are any. Dropping any one of them breaks the fit. Two orders of dropping are tried: the
+    /// dearest first, which is right where one small victim is enough, and the dearest a GPU first,
+    /// which is right where one large victim spares several small ones.
+    pub(crate) fn offers(&self, claim: &Claim, workers: RangeInclusive<u32>) -> Vec<Offer<'_>> {
         let mut dearest: Vec<&Tenant> =
             self.tenants.iter().filter(|tenant| tenant.fate == Fate::Evictable).collect();
         dearest.sort_by_key(|tenant| (tenant.loss_micros, tenant.notice_ms, tenant.allocation));
@@ -158,10 +158,9 @@ impl DraftNode {
             let loss_micros = |these: &Vec<&Tenant>| these.iter().map(|t| t.loss_micros).sum();
             let (loss_micros, victims) =
                 victims.map(|these| (loss_micros(&these), these)).min_by_key(|(loss, _)| *loss)?;
-            let victims = victims.into_iter().map(|tenant| tenant.allocation).collect();
             Some(Offer { workers, loss_micros, victims })
         };
-        (1..=most).map_while(offer).collect()
+        workers.map_while(offer).collect()
     }
 
     /// Starts from all tenants in `order` and drops from its end whom the fit does not need.
@@ -193,13 +192,10 @@ impl DraftNode {
         space
     }
 
-    /// `count` GPUs. Victims' go before free ones, which can be filled at once while the others
-    /// still drain.
-    pub(crate) fn pick(&self, count: u32, victims: &[AllocationId]) -> Option<GpuMask> {
-        let leaving = self.tenants.iter().filter(|t| victims.contains(&t.allocation));
-        let theirs = leaving.fold(GpuMask::NONE, |mask, tenant| mask.or(tenant.gpus));
-        let chosen = theirs.lowest(count.min(theirs.count()))?;
-        Some(chosen.or(self.free.lowest(count - chosen.count())?))
+    /// GPUs of these tenants.
+    pub(crate) fn gpus_of_these(&self, these: &[AllocationId]) -> GpuMask {
+        let tenants = self.tenants.iter().filter(|tenant| these.contains(&tenant.allocation));
+        tenants.fold(GpuMask::NONE, |mask, tenant| mask.or(tenant.gpus))
     }
 
     /// Begins to take a filler instance's GPUs back.
@@ -227,15 +223,8 @@ impl DraftNode {
         })
     }
 
-    /// Promises GPUs to so many workers, whoever is on them now.
-    pub(crate) fn take(&mut self, gpus: GpuMask, claim: &Claim, workers: u32) {
-        self.promise(gpus);
-        let workers = i64::from(workers);
-        self.host =
-            self.host.plus(-(claim.cpus as i64) * workers, -(claim.memory_mib as i64) * workers);
-    }
-
-    fn promise(&mut self, gpus: GpuMask) {
+    /// Promises GPUs, whoever is on them now.
+    pub(crate) fn promise(&mut self, gpus: GpuMask) {
         self.free = self.free.without(gpus);
         for tenant in &mut self.tenants {
             if !tenant.gpus.and(gpus).is_empty() && tenant.fate == Fate::Evictable {
@@ -244,13 +233,28 @@ impl DraftNode {
             tenant.gpus = tenant.gpus.without(gpus);
         }
     }
+
+    /// Promises GPUs to so many workers, with the cores and memory that they claim.
+    pub(crate) fn take(&mut self, gpus: GpuMask, claim: &Claim, workers: u32) {
+        self.promise(gpus);
+        let workers = i64::from(workers);
+        self.host =
+            self.host.plus(-(claim.cpus as i64) * workers, -(claim.memory_mib as i64) * workers);
+    }
+}
+
+/// `count` GPUs. Victims' go before free ones, which can be filled at once while the others still
+/// drain.
+pub(crate) fn pick(count: u32, victims: GpuMask, free: GpuMask) -> Option<GpuMask> {
+    let chosen = victims.lowest(count.min(victims.count()))?;
+    Some(chosen.or(free.lowest(count - chosen.count())?))
 }
 
 /// What a node can do for a gang, and for what.
-pub(crate) struct Offer {
+pub(crate) struct Offer<'t> {
     pub(crate) workers: u32,
     pub(crate) loss_micros: u128,
-    pub(crate) victims: Vec<AllocationId>,
+    pub(crate) victims: Vec<&'t Tenant>,
 }
 
 /// What a node has for workers. Shares of tenants are disjoint, so counts are enough.

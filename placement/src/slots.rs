@@ -302,7 +302,7 @@ impl Fits {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use rowen_state::{
         Cluster, Command, Decision, Entry, FillerSpec, GpuMask, NodeReport, Place, Plan, Resources,
     };
@@ -355,7 +355,7 @@ mod tests {
     }
 
     /// More nodes than a run of rows has, no two neighbours alike.
-    fn cluster() -> Cluster {
+    pub(crate) fn cluster() -> Cluster {
         let mut cluster = Cluster::new(1);
         let inventory = Inventory { nodes: (0..200).map(nodes).collect(), ..Default::default() };
         apply(&mut cluster, Command::SetFabric(inventory.expand().expect("a sound inventory")));
@@ -387,6 +387,11 @@ mod tests {
         let based_on = cluster.applied();
         apply(&mut cluster, Command::CommitPlan(Plan { based_on, decisions }));
         cluster
+    }
+
+    /// Of GPUs alone.
+    pub(crate) fn claim(gpus: u32) -> Claim {
+        Claim { gpus, cpus: 0, memory_mib: 0, model: crate::demand::Model::Any }
     }
 
     #[test]

@@ -5,11 +5,12 @@
 //! only principals are local: a peer that is not on loopback is denied.
 
 use std::{
+    future::{self, Ready},
     net::IpAddr,
-    pin::Pin,
     task::{Context, Poll},
 };
 
+use futures::future::Either;
 use tonic::{Status, body::Body, codegen::http, transport::server::TcpConnectInfo};
 use tower::{Layer, Service};
 
@@ -142,7 +143,7 @@ where
 {
     type Response = S::Response;
     type Error = S::Error;
-    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Self::Error>> + Send>>;
+    type Future = Either<S::Future, Ready<Result<Self::Response, Self::Error>>>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
         self.inner.poll_ready(cx)
@@ -154,11 +155,11 @@ where
         match authorize(request.uri().path(), peer.map(|addr| addr.ip())) {
             Ok(principal) => {
                 request.extensions_mut().insert(principal);
-                Box::pin(self.inner.call(request))
+                Either::Left(self.inner.call(request))
             }
             Err(status) => {
                 tracing::warn!(path = request.uri().path(), ?peer, "denied");
-                Box::pin(async move { Ok(status.into_http()) })
+                Either::Right(future::ready(Ok(status.into_http())))
             }
         }
     }

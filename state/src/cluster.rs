@@ -694,9 +694,7 @@ pub(crate) fn clip(mut text: String) -> String {
 }
 
 fn usage_hash(key: &UsageKey, gpu_ms: u64) -> u128 {
-    let mut bytes = vec![5];
-    codec::canonical(&(key, gpu_ms), &mut bytes);
-    xxh3_128(&bytes)
+    codec::hash(&[5], &(key, gpu_ms))
 }
 
 impl Row for Meta {

@@ -12,9 +12,13 @@
 
 use bincode::Options;
 use serde::{Serialize, de::DeserializeOwned};
+use xxhash_rust::xxh3::xxh3_128;
 
 /// The newest cluster version that this build reads and writes.
 pub const READS_VERSION: u32 = 2;
+
+/// Enough for most of what is hashed, so that writing it does not grow a buffer step by step.
+pub(crate) const HASHED_BYTES: usize = 1_024;
 
 const MAGIC: u8 = 0x52; // 'R'
 const RESERVED: u8 = 0;
@@ -79,9 +83,10 @@ pub struct Body {
 impl Body {
     /// The record, with `shape` as its body.
     pub(crate) fn put<T: Serialize>(mut self, shape: &T) -> Result<Vec<u8>, CodecError> {
-        options(self.limit_bytes)
-            .serialize_into(&mut self.bytes, shape)
-            .map_err(|error| CodecError::Body(error.to_string()))?;
+        let failed = |error: bincode::Error| CodecError::Body(error.to_string());
+        let length = options(self.limit_bytes).serialized_size(shape).map_err(failed)?;
+        self.bytes.reserve_exact(length as usize);
+        unlimited().serialize_into(&mut self.bytes, shape).map_err(failed)?;
         Ok(self.bytes)
     }
 }
@@ -134,6 +139,11 @@ fn options(limit_bytes: usize) -> impl Options {
     bincode::DefaultOptions::new().with_fixint_encoding().with_limit(limit_bytes as u64)
 }
 
+/// For what is known to fit: with a limit, bincode walks a value twice, first for its size.
+fn unlimited() -> impl Options {
+    bincode::DefaultOptions::new().with_fixint_encoding()
+}
+
 /// Writes `value` as a record of a cluster of `version`.
 pub fn encode<T: Stored>(version: u32, value: T) -> Result<Vec<u8>, CodecError> {
     let schema = value.schema(version);
@@ -169,11 +179,15 @@ pub(crate) fn take<T: DeserializeOwned>(kind: Kind, body: &[u8]) -> Result<T, Co
 
 /// The canonical bytes of a shape, for the state hash.
 pub(crate) fn canonical<T: Serialize + ?Sized>(value: &T, into: &mut Vec<u8>) {
-    // Without a limit: with one, bincode walks the row twice, first for its size.
-    bincode::DefaultOptions::new()
-        .with_fixint_encoding()
-        .serialize_into(into, value)
-        .expect("a row of the state always serialises");
+    unlimited().serialize_into(into, value).expect("a row of the state always serialises");
+}
+
+/// The hash of `head` and a shape's canonical bytes.
+pub(crate) fn hash<T: Serialize + ?Sized>(head: &[u8], value: &T) -> u128 {
+    let mut bytes = Vec::with_capacity(HASHED_BYTES);
+    bytes.extend_from_slice(head);
+    canonical(value, &mut bytes);
+    xxh3_128(&bytes)
 }
 
 /// A row of the state, as each cluster version writes it into the state hash. One whose shape

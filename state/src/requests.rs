@@ -6,7 +6,7 @@ use imbl::OrdMap;
 use rowen_planted::{Bug, planted};
 use serde::{Deserialize, Serialize};
 
-use crate::{Code, Refusal, Reply, RequestId};
+use crate::{Code, Refusal, Reply, RequestId, codec};
 
 /// A client retries for at most this long: until then its answers are kept.
 const RETRY_MS: u64 = 120_000;
@@ -49,6 +49,19 @@ struct Answers {
     len: usize,
 }
 
+impl Client {
+    fn remember(&mut self, index: u64, now_ms: u64, seq: u64, answer: &Result<Reply, Refusal>) {
+        (self.last_index, self.last_ms) = (index, now_ms);
+        self.highest = self.highest.max(seq);
+        self.answers.push((seq, answer.clone()));
+        if self.answers.len > ANSWERS
+            && let Some(forgotten) = self.answers.forget()
+        {
+            self.floor = self.floor.max(forgotten);
+        }
+    }
+}
+
 impl Answers {
     fn iter(&self) -> impl Iterator<Item = &Kept> {
         self.blocks.iter().flat_map(|block| block.iter()).skip(self.forgotten)
@@ -57,7 +70,11 @@ impl Answers {
     fn push(&mut self, kept: Kept) {
         self.len += 1;
         match self.blocks.back_mut().filter(|block| block.len() < BLOCK) {
-            Some(block) => Arc::make_mut(block).push(kept),
+            Some(block) => match Arc::get_mut(block) {
+                Some(own) => own.push(kept),
+                // A clone would have no room for it and be copied a second time.
+                None => *block = Arc::new(block.iter().cloned().chain([kept]).collect()),
+            },
             None => self.blocks.push_back(Arc::new(vec![kept])),
         }
     }
@@ -150,24 +167,22 @@ impl Requests {
         request: &RequestId,
         answer: &Result<Reply, Refusal>,
     ) {
-        let (name, mut client) = match self.clients.get_key_value(request.client.as_str()) {
-            Some((name, client)) => (Arc::clone(name), Client::clone(client)),
-            None => (request.client.as_str().into(), Client::default()),
+        let name = match self.clients.get_mut(request.client.as_str()) {
+            Some(known) => {
+                let client = Arc::make_mut(known);
+                let name = self.by_age.remove(&client.last_index);
+                client.remember(index, now_ms, request.seq, answer);
+                name.expect("each client has an age")
+            }
+            None => {
+                let (name, mut client) = (Arc::from(request.client.as_str()), Client::default());
+                client.remember(index, now_ms, request.seq, answer);
+                self.clients.insert(Arc::clone(&name), Arc::new(client));
+                name
+            }
         };
-        self.by_age.remove(&client.last_index);
-        (client.last_index, client.last_ms) = (index, now_ms);
-        client.highest = client.highest.max(request.seq);
-        client.answers.push((request.seq, answer.clone()));
-        if client.answers.len > ANSWERS
-            && let Some(forgotten) = client.answers.forget()
-        {
-            client.floor = client.floor.max(forgotten);
-        }
-        let mut bytes = self.digest.to_le_bytes().to_vec();
-        crate::codec::canonical(&(index, request, answer), &mut bytes);
-        self.digest = xxhash_rust::xxh3::xxh3_128(&bytes);
-        self.by_age.insert(index, Arc::clone(&name));
-        self.clients.insert(name, Arc::new(client));
+        self.by_age.insert(index, name);
+        self.digest = codec::hash(&self.digest.to_le_bytes(), &(index, request, answer));
         if self.clients.len() > CLIENTS
             && self.oldest_is_over(now_ms)
             && let Some((oldest_index, oldest)) =

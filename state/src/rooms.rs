@@ -10,7 +10,7 @@ use std::{ops::Range, sync::Arc};
 use imbl::Vector;
 use rowen_topology::NodePos;
 
-use crate::{Allocation, Cluster, GpuMask, JobId, JobSpec, Node, NodeId, Owner};
+use crate::{Allocation, AllocationId, Cluster, GpuMask, JobId, JobSpec, Node, NodeId, Owner};
 
 /// GPUs of a node, counted. The masks behind the first two are in [`Room`] and [`Evictable`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -101,6 +101,8 @@ pub struct Evictable {
     pub notice_ms: u64,
     /// When the youngest of them was bound.
     pub bound_ms: u64,
+    /// The instance, where there is only one: then the bounds are what it costs.
+    pub only: Option<AllocationId>,
 }
 
 /// A gang is taken to be up so long after it was bound.
@@ -206,6 +208,18 @@ impl Rooms {
         self.evictable.leaves()
     }
 
+    /// What evictions would give at some positions.
+    pub fn evictables_of(
+        &self,
+        nodes: impl Iterator<Item = NodePos>,
+    ) -> impl Iterator<Item = (NodePos, Evictable)> {
+        let mut focus = self.evictable.focus();
+        nodes.map(move |pos| {
+            let evictable = focus.get(pos.0 as usize).expect("a position of the index");
+            (pos, *evictable)
+        })
+    }
+
     /// One node's counts.
     pub fn count(&self, pos: NodePos) -> Count {
         self.counts[pos.0 as usize]
@@ -293,6 +307,7 @@ fn evictable_on(cluster: &Cluster, node: &Node) -> Evictable {
             continue;
         }
         let tasks = cluster.tasks_on(node, allocation);
+        sum.only = (sum.largest == 0).then_some(id);
         sum.cpus += allocation.resources.cpus * tasks;
         sum.memory_mib += allocation.resources.memory_mib * u64::from(tasks);
         sum.largest = sum.largest.max(allocation.resources.gpus);

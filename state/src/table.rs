@@ -125,7 +125,10 @@ impl<K: Ord + Copy + Debug + Serialize, V: Clone + codec::Row> Table<K, V> {
 
     /// Brings the digest up to date, in the shapes of a cluster of `version`.
     pub(crate) fn settle(&mut self, version: u32) {
-        let mut bytes = Vec::new();
+        if self.dirty.is_empty() {
+            return;
+        }
+        let mut bytes = Vec::with_capacity(codec::HASHED_BYTES);
         for key in std::mem::take(&mut self.dirty) {
             let row = self.rows.get_mut(&key).expect("a dirty row is in the table");
             bytes.clear();

@@ -18,9 +18,9 @@ WORK = pathlib.Path(os.environ["ROWEN_TEST_DIR"])
 ENDED = ("completed", "failed", "cancelled")
 
 
-def run_cases(title, cases):
+def run_cases(title, cases, nodes=4):
     """Runs (name, function) pairs, prints one line each and the closing one; returns the exit code."""
-    wait_for_nodes(4)
+    wait_for_nodes(nodes)
     failed = 0
     for name, case in cases:
         began = time.monotonic()

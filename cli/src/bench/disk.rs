@@ -68,10 +68,11 @@ pub(super) async fn measure(args: &Args, folder: &Path) -> Result<Report> {
     let cluster = machine.cluster();
     let mut checks = vec![archive_check(&replica, &cluster)?];
     replica.shutdown().await;
-    let (default, check) = reopen(&config, &cluster).await?;
+    let (default, default_cpu, check) = reopen(&config, &cluster).await?;
     checks.push(check);
     let mut figures = curve(&samples, &config)?;
     figures.push(default.beside("entries after the snapshot", default_replayed(&config)));
+    figures.push(default_cpu);
 
     // The same, with no snapshot to begin with.
     let entries = REOPEN_ENTRIES.min(args.entries / 2);
@@ -87,9 +88,9 @@ pub(super) async fn measure(args: &Args, folder: &Path) -> Result<Report> {
     }
     let cluster = machine.cluster();
     replica.shutdown().await;
-    let (long, check) = reopen(&config, &cluster).await?;
+    let (long, long_cpu, check) = reopen(&config, &cluster).await?;
     let bar = REOPEN_BAR_S * 1e3 * entries as f64 / REOPEN_ENTRIES as f64;
-    figures.push(long.at_most(bar));
+    figures.extend([long.at_most(bar), long_cpu]);
     checks.push(check);
     Ok(Report::new("bench disk", 0, figures, checks))
 }
@@ -123,12 +124,14 @@ async fn open(config: &ReplicaConfig) -> Result<(Replica, Machine)> {
     Ok((replica, machine))
 }
 
-/// How long it takes to be where it was, and whether it is.
-async fn reopen(config: &ReplicaConfig, before: &Cluster) -> Result<(Figure, Check)> {
+/// How long it takes to be where it was, how much CPU time, which other work on the machine does not
+/// change, and whether it is where it was.
+async fn reopen(config: &ReplicaConfig, before: &Cluster) -> Result<(Figure, Figure, Check)> {
     let log = size(&config.dir.join("log"))? - size(&config.dir.join("log/old"))?;
-    let begun = Instant::now();
+    let (begun, used_s) = (Instant::now(), proc::cpu_s(std::process::id())?);
     let (replica, machine) = open(config).await?;
     let took_ms = begun.elapsed().as_secs_f64() * 1e3;
+    let used_ms = (proc::cpu_s(std::process::id())? - used_s) * 1e3;
     let replayed = machine.look().entries;
     let same = machine.cluster().state_hash() == before.state_hash();
     replica.shutdown().await;
@@ -138,7 +141,8 @@ async fn reopen(config: &ReplicaConfig, before: &Cluster) -> Result<(Figure, Che
         ok: same,
         detail: format!("index {}", before.applied()),
     };
-    Ok((Figure::new("reopen", case, took_ms, "ms"), check))
+    let cpu = Figure::new("reopen_cpu", case.clone(), used_ms, "ms");
+    Ok((Figure::new("reopen", case, took_ms, "ms"), cpu, check))
 }
 
 /// What is on disk and in memory at one moment.

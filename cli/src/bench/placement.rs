@@ -5,6 +5,8 @@
 //! decision is a whole plan for a queue of one gang: from an immutable view of the state to the
 //! places, or the victims, or the reason to wait.
 
+mod beside;
+mod span;
 mod world;
 
 use std::hint::black_box;
@@ -13,6 +15,7 @@ use anyhow::{Result, ensure};
 use nix::time::{ClockId, clock_gettime};
 use rowen_state::{Decision, Plan};
 
+use self::span::Spans;
 use self::world::{Load, NODE_GPUS, World, gang, shape};
 use super::figures::{Check, Figure, Report, percentile};
 use super::proc;
@@ -26,9 +29,11 @@ const SHAPES: u32 = 200;
 /// What issue 5 asks at the largest size, half full: GPUs of the gang, microseconds.
 const BARS_US: [(u32, f64); 5] = [(1, 50.0), (8, 50.0), (64, 50.0), (512, 50.0), (16_384, 500.0)];
 const EVICTING_BAR_US: f64 = 1_000.0;
+/// A decision takes no longer than so many scans, for gangs of up to so many GPUs.
+const SCANS_BAR: (f64, u32) = (100.0, 512);
 const CYCLE_BAR_US: f64 = 20_000.0;
-/// How long apply may be held up by a planner that takes its view.
-const VIEW_BAR_US: f64 = 1_000.0;
+/// How long a planner may hold up apply.
+const HELD_UP_BAR_US: f64 = 1_000.0;
 
 /// Arguments of `rowen bench placement`.
 #[derive(Debug, clap::Args)]
@@ -59,6 +64,11 @@ pub(super) fn measure(args: &Args) -> Result<Report> {
         let bytes = proc::resident_bytes(std::process::id())?.saturating_sub(before) as f64;
         bench.figures.push(Figure::new("memory", case(gpus), bytes / f64::from(gpus), "B/GPU"));
         bench.view(&mut world, gpus)?;
+        let beside = beside::slowest_applies_us(&mut world, args.samples)?;
+        for (what, us) in beside {
+            let slowest = Figure::new("apply_slowest", format!("{} {what}", case(gpus)), us, "us");
+            bench.figures.push(slowest.at_most(HELD_UP_BAR_US));
+        }
         world.fill()?;
         bench.decisions(world, gpus, "half+fillers", &args.gangs)?;
         bench.cycle(gpus, None)?;
@@ -91,6 +101,7 @@ impl Bench {
             let case = format!("gpus={gpus} gang={size} load={load}");
             let scan_us = scan(&world, size.min(NODE_GPUS));
             let (mut us, mut placed, mut evicting) = (Vec::new(), 0, 0);
+            let mut spans = Spans::new(&case);
             for _ in 0..self.samples {
                 world.churn()?;
                 if load == "half+fillers" {
@@ -101,6 +112,7 @@ impl Bench {
                 let begun_us = cpu_us();
                 let plan = black_box(rowen_placement::plan(black_box(&view)));
                 us.push(cpu_us() - begun_us);
+                spans.count(&view, job, &plan);
                 match kind(&plan) {
                     "start" => {
                         placed += 1;
@@ -122,6 +134,7 @@ impl Bench {
                 self.outcomes.push(format!("{case}: {outcome}{mark}"));
             }
             self.push(&case, &us, scan_us, gpus, size, load);
+            self.figures.extend(spans.figures());
         }
         Ok(())
     }
@@ -140,6 +153,11 @@ impl Bench {
         }
         self.figures.push(p50);
         self.figures.push(Figure::new("decision_p99", case, percentile(us, 99.0), "us"));
+        let mean_us = us.iter().sum::<f64>() / us.len() as f64;
+        self.figures.push(Figure::new("decisions", case, 1e6 / mean_us, "/s"));
+        let scans = Figure::new("decision_scans", case, percentile(us, 50.0) / scan_us, "scans");
+        let barred = gpus == LARGEST && load == "half" && size <= SCANS_BAR.1;
+        self.figures.push(if barred { scans.at_most(SCANS_BAR.0) } else { scans });
     }
 
     /// 10,000 jobs of 200 shapes wait; 95 % of the fabric is taken. With time limits the first of
@@ -185,7 +203,7 @@ impl Bench {
             us.push(cpu_us() - begun_us);
         }
         let view = Figure::new("view", case(gpus), percentile(&us, 99.0), "us");
-        self.figures.push(view.at_most(VIEW_BAR_US));
+        self.figures.push(view.at_most(HELD_UP_BAR_US));
         Ok(())
     }
 
@@ -195,16 +213,19 @@ impl Bench {
         if small == large {
             return;
         }
-        for size in [1, 8, 64, 512] {
-            let of = |gpus| {
-                let case = format!("gpus={gpus} gang={size} load=half");
-                let figure = self.figures.iter().find(|one| one.case == case)?;
-                Some(figure.value)
-            };
-            let (Some(from), Some(to)) = (of(small), of(large)) else { continue };
-            let exponent = (to / from).ln() / (f64::from(large) / f64::from(small)).ln();
-            let case = format!("gang={size} load=half, {small} to {large} GPUs");
-            self.figures.push(Figure::new("growth", case, exponent, "exponent").at_most(1.0));
+        for load in ["half", "half+fillers"] {
+            for size in [1, 8, 64, 512] {
+                let of = |gpus| {
+                    let case = format!("gpus={gpus} gang={size} load={load}");
+                    let p50 = |one: &&Figure| one.name == "decision_p50" && one.case == case;
+                    self.figures.iter().find(p50).map(|figure| figure.value)
+                };
+                let (Some(from), Some(to)) = (of(small), of(large)) else { continue };
+                let exponent = (to / from).ln() / (f64::from(large) / f64::from(small)).ln();
+                let case = format!("gang={size} load={load}, {small} to {large} GPUs");
+                let growth = Figure::new("growth", case, exponent, "exponent").at_most(1.0);
+                self.figures.push(growth);
+            }
         }
     }
 }

@@ -7,4 +7,5 @@ mod explains;
 mod plans;
 mod properties;
 mod steady;
+mod validator;
 mod world;

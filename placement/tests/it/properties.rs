@@ -9,7 +9,10 @@ use rowen_state::{
 };
 use rowen_topology::{DomainId, Level, NodePos};
 
-use crate::world::{World, filler, gang};
+use crate::{
+    validator,
+    world::{World, filler, gang},
+};
 
 /// One thing that happens; what, and three numbers that say to whom and how.
 type Event = (u8, u32, u32, u32);
@@ -52,6 +55,7 @@ proptest! {
             if let Some(job) = first {
                 first_gang_is_served(&world.cluster, &job, &proposed);
             }
+            validator::check(&world.cluster, &proposed);
             every_victim_is_needed(&world.cluster, &proposed);
             explanations_agree(&world.cluster, &proposed);
             if event.1 % 5 == 0 {

@@ -50,6 +50,10 @@ const BATCH_BYTES: usize = 8 << 20;
 /// Segments are filled with zeros this far ahead, so that most syncs need not write a new length
 /// and none has to fill a whole segment.
 const FILL_BYTES: u64 = 1 << 20;
+/// Part of the binary: a buffer made anew each time costs a page fault for each of its pages.
+static ZEROS: [u8; FILL_BYTES as usize] = [0; FILL_BYTES as usize];
+/// A larger buffer is not kept for the next batch.
+const KEPT_BUFFER_BYTES: usize = 1 << 20;
 
 /// Where the last segment ends.
 pub(crate) struct Tail {
@@ -67,6 +71,8 @@ pub(crate) struct Writer {
     mark: SyncedMark,
     history: History,
     next_batch: u64,
+    /// The buffers of the last batch, for the next: its records, and what was written.
+    buffers: [Vec<u8>; 2],
     /// As of the last batch: written again at each segment's head, so that the segments before
     /// it can go.
     vote: Option<Vote>,
@@ -80,7 +86,8 @@ impl Writer {
         let Recovered { content, tail, mark, next_batch } = recovered;
         let (vote, purged, committed) = (content.vote, content.purged, content.committed);
         *shared.content() = content;
-        Writer { shared, tail, mark, history, next_batch, vote, purged, committed, failed: None }
+        let (buffers, failed) = (Default::default(), None);
+        Writer { shared, tail, mark, history, next_batch, buffers, vote, purged, committed, failed }
     }
 
     /// Serves jobs on a thread of its own until the last handle is gone.
@@ -108,7 +115,8 @@ impl Writer {
 
     /// Writes one batch. True when the log is closed.
     fn serve(&mut self, first: Job, jobs: &mut mpsc::UnboundedReceiver<Job>) -> bool {
-        let mut batch = Batch::default();
+        let records = std::mem::take(&mut self.buffers[0]);
+        let mut batch = Batch { records, ..Batch::default() };
         let mut next = Some(first);
         while let Some(job) = next {
             batch.add(job);
@@ -121,6 +129,7 @@ impl Writer {
         if let Err(error) = &result {
             self.fail(error);
         }
+        self.buffers[0] = emptied(batch.records);
         let closed = batch.closed;
         for done in batch.done {
             done(result.clone());
@@ -165,7 +174,8 @@ impl Writer {
         // Not only right after rolling: an earlier life may have died between the two.
         let is_first = self.tail.as_ref().is_some_and(|tail| tail.end == SEGMENT_HEAD_BYTES);
         let head = if is_first { self.head_records() } else { Vec::new() };
-        let mut bytes = Vec::with_capacity(64 + head.len() + batch.records.len());
+        let mut bytes = std::mem::take(&mut self.buffers[1]);
+        bytes.reserve(64 + head.len() + batch.records.len());
         let length = u32::try_from(head.len() + batch.records.len()).expect("batches are bounded");
         record::push(&mut bytes, Kind::Batch, SCHEMA, self.next_batch, &length.to_le_bytes());
         bytes.extend_from_slice(&head);
@@ -186,6 +196,7 @@ impl Writer {
         tail.end = end;
         self.mark.advance(tail.segment, end)?;
         self.next_batch += 1;
+        self.buffers[1] = emptied(bytes);
         let segment = tail.segment;
         self.publish(batch, segment, start + records_at)
     }
@@ -263,12 +274,20 @@ impl Writer {
     }
 }
 
+fn emptied(mut buffer: Vec<u8>) -> Vec<u8> {
+    buffer.clear();
+    buffer.shrink_to(KEPT_BUFFER_BYTES);
+    buffer
+}
+
 fn fill_ahead(tail: &mut Tail, end: u64, segment_bytes: u64) -> Result<(), WalError> {
     if end > tail.filled {
         let target = end.next_multiple_of(FILL_BYTES.min(segment_bytes));
-        let zeros = vec![0; (target - tail.filled) as usize];
-        tail.file.write_at(&zeros, tail.filled).map_err(WalError::io("write", &tail.path))?;
-        tail.filled = target;
+        while tail.filled < target {
+            let zeros = &ZEROS[..(target - tail.filled).min(FILL_BYTES) as usize];
+            tail.file.write_at(zeros, tail.filled).map_err(WalError::io("write", &tail.path))?;
+            tail.filled += zeros.len() as u64;
+        }
     }
     Ok(())
 }

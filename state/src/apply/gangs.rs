@@ -46,12 +46,9 @@ impl Cluster {
             port,
             stop: None,
         };
-        if !self.queues.is_empty() {
-            let gpus = self.gpus_of(places);
-            if held {
-                self.queue_uses(&spec.queue, &gpus, false);
-            }
-            self.queue_uses(&spec.queue, &gpus, true);
+        // What was held for it its queue has already.
+        if !held && !self.queues.is_empty() {
+            self.queue_uses(&spec.queue, &self.gpus_of(places), true);
         }
         self.bind(bound, outcome);
         self.set_job_state(id, JobState::Starting);

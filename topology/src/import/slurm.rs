@@ -63,6 +63,12 @@ impl File {
                 return Err(ImportError::at(line, "", problem, EXAMPLE));
             };
             children += (row.switches.len() + row.nodes.len()) * list.len();
+            // Before any is copied: one short line can stand for billions.
+            if names.len() + list.len() > MAX_SWITCHES || children > MAX_CHILDREN {
+                let problem = "too many switches or children up to here";
+                let fix = format!("at most {MAX_SWITCHES} and {MAX_CHILDREN} are possible");
+                return Err(ImportError::at(line, key, problem, fix));
+            }
             let target = if key == "BlockName" { &mut file.blocks } else { &mut file.switches };
             for name in list {
                 if !names.insert(name.clone()) {
@@ -71,11 +77,6 @@ impl File {
                 }
                 let (switches, nodes) = (row.switches.clone(), row.nodes.clone());
                 target.push(Switch { line, name, switches, nodes });
-            }
-            if names.len() > MAX_SWITCHES || children > MAX_CHILDREN {
-                let problem = "too many switches or children up to here";
-                let fix = format!("at most {MAX_SWITCHES} and {MAX_CHILDREN} are possible");
-                return Err(ImportError::at(line, key, problem, fix));
             }
         }
         Ok(file)

@@ -58,6 +58,8 @@ pub(super) struct World {
     jobs: u64,
     /// Of what runs: spread from a tenth of it to all.
     limit_ms: Option<u64>,
+    /// Of all commands since somebody set it to nothing, in CPU time.
+    pub(super) slowest_apply_us: f64,
 }
 
 impl World {
@@ -67,7 +69,8 @@ impl World {
 
     pub(super) fn limited(gpus: u32, load: Load, limit_ms: Option<u64>) -> Result<World> {
         let (cluster, dice, running) = (Cluster::new(1), Dice(7), Vec::new());
-        let mut world = World { cluster, dice, running, jobs: 0, limit_ms };
+        let slowest_apply_us = 0.0;
+        let mut world = World { cluster, dice, running, jobs: 0, limit_ms, slowest_apply_us };
         world.apply(Command::SetFabric(fabric(gpus / NODE_GPUS)?))?;
         let nodes: Vec<NodeId> = world.cluster.nodes().iter().map(|(id, _)| id).collect();
         for node in &nodes {
@@ -172,7 +175,10 @@ impl World {
     fn apply(&mut self, command: Command) -> Result<Reply> {
         let (index, at_ms) = (self.cluster.applied() + 1, self.cluster.now_ms().max(1_000_000) + 1);
         let entry = Entry { at_ms, principal: "bench".into(), request: None, command };
-        let answer = self.cluster.apply(index, &entry).answer.expect("apply always answers");
+        let begun_us = super::cpu_us();
+        let answer = self.cluster.apply(index, &entry).answer;
+        self.slowest_apply_us = self.slowest_apply_us.max(super::cpu_us() - begun_us);
+        let answer = answer.expect("apply always answers");
         answer.map_err(|refusal| anyhow::anyhow!("{refusal}"))
     }
 }
