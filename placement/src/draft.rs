@@ -312,6 +312,11 @@ impl<'a> Draft<'a> {
         self.change(pos, |node| node.take(gpus, claim, workers));
     }
 
+    /// As if an allocation had left a node already: only to find out what would fit then.
+    pub(crate) fn vacate(&mut self, pos: NodePos, victim: AllocationId) {
+        self.change(pos, |node| node.vacate(victim));
+    }
+
     pub(crate) fn evict(&mut self, pos: NodePos, victim: AllocationId) {
         self.change(pos, |node| node.evict(victim));
     }

@@ -34,7 +34,10 @@ pub struct DryRun {
 /// priority is the same or higher.
 pub fn dry_run(view: &Cluster, spec: &JobSpec) -> DryRun {
     let mut cycle = Cycle::new(view);
-    cycle.gangs_before(|job| job.spec.priority < spec.priority);
+    cycle.gangs_before(|job| {
+        let own = view.queues().is_empty() || job.spec.queue == spec.queue;
+        own && job.spec.priority < spec.priority
+    });
     let candidate = Candidate::new(spec, view);
     match cycle.consider(&candidate) {
         Verdict::Wait { reason, planned } => {

@@ -9,6 +9,7 @@ use crate::{
     draft::Draft,
     fit,
     passes::backfill,
+    queues::{Order, Queues},
     reason::{self, Census},
     slots::Pool,
     when::{self, PlannedStart},
@@ -95,8 +96,8 @@ fn queued(view: &Cluster, job: &Job, base: Explanation) -> Explanation {
     let candidate = Candidate::of(job, view);
     let ask = candidate.ask;
     let levels = levels(&mut cycle.draft, &ask);
-    let position = view.queue().take_while(|other| other.id != job.id).count() + 1;
-    let base = Explanation { levels, queue_position: position as u32, ..base };
+    let position = position(view, job);
+    let base = Explanation { levels, queue_position: position, ..base };
     let before = cycle.draft.checkpoint();
     let estimate = backfill::estimate(&mut cycle, &ask);
     match cycle.consider(&candidate) {
@@ -115,13 +116,23 @@ fn queued(view: &Cluster, job: &Job, base: Explanation) -> Explanation {
             };
             Explanation {
                 summary: format!("job {} waits: {said}", job.id),
-                binding_constraint: binding(&mut cycle.draft, &ask),
+                binding_constraint: match cycle.queues.refuse(&job.spec, ask.gpus()) {
+                    Some(_) => "what its queue may have".into(),
+                    None => binding(&mut cycle.draft, &ask),
+                },
                 cheapest_change: cheapest_change(&mut cycle.draft, &ask, estimate),
                 start_estimate_ms: estimate.map(|planned| planned.by_ms),
                 ..base
             }
         }
     }
+}
+
+/// From 1, as the queues stand before anybody is given anything.
+fn position(view: &Cluster, job: &Job) -> u32 {
+    let (mut order, queues) = (Order::new(view), Queues::new(view));
+    let jobs = std::iter::from_fn(|| order.next(&queues));
+    jobs.take_while(|other| other.id != job.id).count() as u32 + 1
 }
 
 fn levels(draft: &mut Draft<'_>, ask: &Ask) -> Vec<LevelReason> {

@@ -24,6 +24,7 @@ mod fit;
 mod floors;
 mod node;
 mod passes;
+mod queues;
 mod reason;
 mod slots;
 mod when;
@@ -41,7 +42,9 @@ use crate::{
         allocate,
         backfill::{self, Backfill, Done, Promise},
         earmark, fill, preempt,
+        reclaim::{self, Reclaim},
     },
+    queues::{Order, Queues},
 };
 
 pub use dry_run::{DryRun, dry_run};
@@ -65,13 +68,15 @@ pub fn plan(view: &Cluster) -> Plan {
 /// The planned starts of the gangs that wait: of the first ones of each queue, as far as time
 /// limits say.
 pub fn planned_starts(view: &Cluster) -> BTreeMap<JobId, PlannedStart> {
-    let mut cycle = Cycle::new(view);
-    let verdicts = view.queue().map(|job| (job.id, cycle.consider(&Candidate::of(job, view))));
-    let planned = verdicts.filter_map(|(id, verdict)| match verdict {
-        Verdict::Wait { planned, .. } => Some((id, planned?)),
-        Verdict::Start(_) | Verdict::Hold(_) => None,
+    let mut starts = BTreeMap::new();
+    Cycle::new(view).walk(|cycle, job| {
+        let verdict = cycle.consider(&Candidate::of(job, view));
+        if let Verdict::Wait { planned: Some(start), .. } = verdict {
+            starts.insert(job.id, start);
+        }
+        true
     });
-    planned.collect()
+    starts
 }
 
 /// One planning cycle under way.
@@ -81,6 +86,8 @@ pub(crate) struct Cycle<'a> {
     pub(crate) draft: Draft<'a>,
     pub(crate) calendar: Calendar<'a>,
     pub(crate) backfill: Backfill<'a>,
+    pub(crate) reclaim: Reclaim<'a>,
+    pub(crate) queues: Queues<'a>,
     /// Every start, hold and earmark of the cycle.
     pub(crate) done: Vec<Done>,
     pub(crate) decisions: Vec<Decision>,
@@ -114,7 +121,7 @@ impl<'j> Candidate<'j> {
 pub(crate) enum Verdict {
     /// It starts on free GPUs.
     Start(Placement),
-    /// Fillers leave for it.
+    /// Fillers leave for it, or gangs.
     Hold(Placement),
     /// It waits.
     Wait {
@@ -132,6 +139,8 @@ impl<'a> Cycle<'a> {
             draft: Draft::new(view),
             calendar: Calendar::new(view),
             backfill: Backfill::default(),
+            reclaim: Reclaim::default(),
+            queues: Queues::new(view),
             done: Vec::new(),
             decisions: Vec::new(),
             stuck: BTreeMap::new(),
@@ -141,26 +150,44 @@ impl<'a> Cycle<'a> {
     /// Tries every queued gang. False when the plan was full before the end of the queue: then
     /// nothing may be filled, for gangs that were not tried come first.
     fn gangs(&mut self) -> bool {
-        for job in self.view.queue() {
-            if self.decisions.len() >= MAX_DECISIONS {
+        self.walk(|cycle, job| {
+            if cycle.decisions.len() >= MAX_DECISIONS {
                 return false;
             }
-            let verdict = self.consider(&Candidate::of(job, self.view));
-            self.decide(job, verdict);
+            let verdict = cycle.consider(&Candidate::of(job, cycle.view));
+            cycle.decide(job, verdict);
+            true
+        })
+    }
+
+    /// Goes through the queued jobs, next first, until `step` says no: then it is false.
+    fn walk(&mut self, mut step: impl FnMut(&mut Self, &'a Job) -> bool) -> bool {
+        let mut order = Order::new(self.view);
+        while let Some(job) = order.next(&self.queues) {
+            if !step(self, job) {
+                return false;
+            }
         }
         true
     }
 
     /// Tries the queue as far as `until` says, without keeping decisions.
     pub(crate) fn gangs_before(&mut self, until: impl Fn(&Job) -> bool) {
-        for job in self.view.queue().take_while(|job| !until(job)) {
-            self.consider(&Candidate::of(job, self.view));
-        }
+        self.walk(|cycle, job| {
+            let before = !until(job);
+            if before {
+                cycle.consider(&Candidate::of(job, cycle.view));
+            }
+            before
+        });
     }
 
     /// The passes over one gang, least disruptive first.
     pub(crate) fn consider(&mut self, candidate: &Candidate<'_>) -> Verdict {
         let ask = &candidate.ask;
+        if let Some(reason) = self.queues.refuse(candidate.spec, ask.gpus()) {
+            return Verdict::Wait { reason, planned: None };
+        }
         let known = self.stuck.get(ask).cloned();
         let new = known.is_none();
         if new && let Some(placement) = allocate::allocate(&mut self.draft, ask) {
@@ -181,6 +208,9 @@ impl<'a> Cycle<'a> {
             self.gave(candidate.id, done, End::of_new(candidate.spec, self.view.now_ms()));
             return Verdict::Wait { reason, planned: None };
         }
+        if let Some(placement) = reclaim::reclaim(self, candidate) {
+            return self.hold(candidate, placement);
+        }
         let reason = known.unwrap_or_else(|| {
             let reason = reason::why_not(&mut self.draft, ask);
             self.stuck.insert(*ask, reason.clone());
@@ -199,6 +229,7 @@ impl<'a> Cycle<'a> {
     fn start(&mut self, candidate: &Candidate<'_>, placement: Placement) -> Verdict {
         let done = self.done_of(&candidate.ask.claim, &placement);
         self.gave(candidate.id, done, End::of_new(candidate.spec, self.view.now_ms()));
+        self.queues.give(&candidate.spec.queue, candidate.ask.gpus());
         Verdict::Start(placement)
     }
 
@@ -206,6 +237,7 @@ impl<'a> Cycle<'a> {
         let done = self.done_of(&candidate.ask.claim, &placement);
         let clear_ms = self.view.now_ms() + placement.notice_ms;
         self.gave(candidate.id, done, End::of_new(candidate.spec, clear_ms));
+        self.queues.give(&candidate.spec.queue, candidate.ask.gpus());
         Verdict::Hold(placement)
     }
 

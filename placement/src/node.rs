@@ -214,6 +214,16 @@ impl DraftNode {
         self.host = self.host.plus(-cpus, -memory_mib);
     }
 
+    /// As if an allocation had left already.
+    pub(crate) fn vacate(&mut self, victim: AllocationId) {
+        let Some(at) = self.tenants.iter().position(|tenant| tenant.allocation == victim) else {
+            return;
+        };
+        let tenant = self.tenants.remove(at);
+        self.free = self.free.or(tenant.gpus);
+        self.host = self.host.plus(tenant.cpus as i64, tenant.memory_mib as i64);
+    }
+
     /// Cores and memory of fillers that a booking of these GPUs sends away.
     pub(crate) fn sent_away(&self, gpus: GpuMask) -> (u64, u64) {
         let fillers = self.tenants.iter().filter(|tenant| tenant.fate == Fate::Evictable);

@@ -5,3 +5,4 @@ pub(crate) mod backfill;
 pub(crate) mod earmark;
 pub(crate) mod fill;
 pub(crate) mod preempt;
+pub(crate) mod reclaim;

@@ -9,7 +9,9 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{AllocationId, Cluster, FieldError, Job, JobState, Owner, Place, QueueId, Table, spec};
+use crate::{
+    AllocationId, Cluster, FieldError, Job, JobSpec, JobState, Owner, Place, QueueId, Table, spec,
+};
 
 /// Queues at once.
 pub(crate) const QUEUES: usize = 1_024;
@@ -331,8 +333,13 @@ impl Cluster {
     /// Whether a job that gets `gpus` may have these gangs evicted: those of lower priority in its
     /// own queue, where that preempts, and borrowers, while its queue is below its guarantee. None
     /// before its minimum run, and no queue falls below its own guarantee.
-    pub fn check_takes(&self, job: &Job, gpus: u64, gangs: &[AllocationId]) -> Result<(), String> {
-        let mine = self.queue_line(&job.spec.queue);
+    pub fn check_takes(
+        &self,
+        spec: &JobSpec,
+        gpus: u64,
+        gangs: &[AllocationId],
+    ) -> Result<(), String> {
+        let mine = self.queue_line(&spec.queue);
         let own = mine.first().ok_or("its queue is not defined")?;
         let below = own.used_of("") + gpus <= own.spec.quota.guarantee_gpus;
         let mut taken: BTreeMap<QueueId, u64> = BTreeMap::new();
@@ -352,8 +359,8 @@ impl Cluster {
             if self.meta.now_ms < allocation.bound_ms + min_run_ms {
                 return Err(format!("job {} has not had its minimum run", victim.id));
             }
-            if victim.spec.queue == job.spec.queue {
-                if own.spec.preempts && job.spec.priority > victim.spec.priority {
+            if victim.spec.queue == spec.queue {
+                if own.spec.preempts && spec.priority > victim.spec.priority {
                     continue;
                 }
                 return Err(format!("job {} is of its own queue", victim.id));

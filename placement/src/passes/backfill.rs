@@ -160,7 +160,7 @@ fn said(cycle: &Cycle<'_>, booking: &Booking) -> Option<PlannedStart> {
 
 impl Done {
     /// Without asking whether it fits: it does where it was found.
-    fn again(&self, draft: &mut Draft<'_>) {
+    pub(crate) fn again(&self, draft: &mut Draft<'_>) {
         self.victims.iter().for_each(|(pos, victim)| draft.evict(*pos, *victim));
         for (pos, gpus, workers) in &self.on {
             draft.promise(*pos, *gpus, &self.claim, *workers);

@@ -6,6 +6,7 @@ mod backfill;
 mod explains;
 mod plans;
 mod properties;
+mod queues;
 mod steady;
 mod validator;
 mod world;

@@ -82,9 +82,13 @@ impl Cluster {
     ) -> Result<(), Misfit> {
         let node = self.nodes.get(id).expect("checked by the caller");
         let (cpus, memory) = self.claimed(node);
-        let freed = victims.iter().filter_map(|id| self.allocations.get(*id)).map(|a| &a.resources);
-        let (cpus, memory) = freed.fold((cpus, memory), |(cpus, memory), claim| {
-            (cpus.saturating_sub(claim.cpus), memory.saturating_sub(claim.memory_mib))
+        let freed = victims.iter().filter_map(|id| self.allocations.get(*id));
+        let (cpus, memory) = freed.fold((cpus, memory), |(cpus, memory), victim| {
+            let (claim, tasks) = (&victim.resources, self.tasks_on(node, victim));
+            (
+                cpus.saturating_sub(claim.cpus * tasks),
+                memory.saturating_sub(claim.memory_mib * u64::from(tasks)),
+            )
         });
         let count = count as u64;
         // A claim of nothing fits even a node that is over-claimed while victims leave it.

@@ -87,7 +87,7 @@ impl Cluster {
         let gangs: Vec<AllocationId> =
             victims.iter().copied().filter(|victim| self.is_gang(*victim)).collect();
         if !gangs.is_empty() {
-            self.check_takes(job, gpus.values().sum(), &gangs)?;
+            self.check_takes(&job.spec, gpus.values().sum(), &gangs)?;
         }
 
         let queue = job.spec.queue.clone();

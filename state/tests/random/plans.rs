@@ -152,7 +152,7 @@ pub(crate) fn taking_a_gang(cluster: &Cluster) -> Option<Plan> {
         let victims = cluster.allocations().values();
         victims.filter_map(move |victim| {
             let gpus = job.spec.resources.gpus;
-            cluster.check_takes(job, gpus.into(), &[victim.id]).ok()?;
+            cluster.check_takes(&job.spec, gpus.into(), &[victim.id]).ok()?;
             let places = victim.tasks.iter().filter_map(|task| {
                 let node = cluster.nodes().get(task.node).filter(|node| node.schedulable())?;
                 let model = job.spec.resources.gpu_model.as_ref();
