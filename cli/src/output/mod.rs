@@ -11,6 +11,7 @@ pub(crate) mod filler;
 pub(crate) mod job;
 pub(crate) mod node;
 pub(crate) mod plan;
+pub(crate) mod queue;
 #[cfg(test)]
 pub(crate) mod samples;
 #[cfg(test)]
