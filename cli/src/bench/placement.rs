@@ -13,7 +13,7 @@ use std::hint::black_box;
 
 use anyhow::{Result, ensure};
 use nix::time::{ClockId, clock_gettime};
-use rowen_state::{Decision, Plan};
+use rowen_state::{Cluster, Decision, JobId, Plan};
 
 use self::span::Spans;
 use self::world::{Load, NODE_GPUS, World, gang, shape};
@@ -29,6 +29,8 @@ const SHAPES: u32 = 200;
 /// What issue 5 asks at the largest size, half full: GPUs of the gang, microseconds.
 const BARS_US: [(u32, f64); 5] = [(1, 50.0), (8, 50.0), (64, 50.0), (512, 50.0), (16_384, 500.0)];
 const EVICTING_BAR_US: f64 = 1_000.0;
+/// Decisions of each case whose span is counted.
+const SPANS: u32 = 20;
 /// A decision takes no longer than so many scans, for gangs of up to so many GPUs.
 const SCANS_BAR: (f64, u32) = (100.0, 512);
 const CYCLE_BAR_US: f64 = 20_000.0;
@@ -101,36 +103,30 @@ impl Bench {
             let case = format!("gpus={gpus} gang={size} load={load}");
             let scan_us = scan(&world, size.min(NODE_GPUS));
             let (mut us, mut placed, mut evicting) = (Vec::new(), 0, 0);
-            let mut spans = Spans::new(&case);
             for _ in 0..self.samples {
-                world.churn()?;
-                if load == "half+fillers" {
-                    world.settle()?;
-                }
-                let job = world.submit(gang(size, size.min(NODE_GPUS), None))?;
-                let view = world.cluster.clone();
-                let begun_us = cpu_us();
-                let plan = black_box(rowen_placement::plan(black_box(&view)));
-                us.push(cpu_us() - begun_us);
-                spans.count(&view, job, &plan);
-                match kind(&plan) {
-                    "start" => {
-                        placed += 1;
-                        world.commit(plan)?;
-                    }
-                    "hold" => evicting += 1,
-                    _ => {}
-                }
-                world.end(job)?;
+                let one = decide(&mut world, size, load)?;
+                us.push(one.us);
+                placed += u32::from(kind(&one.plan) == "start");
+                evicting += u32::from(kind(&one.plan) == "hold");
+                one.over(&mut world)?;
+            }
+            // Apart from what is timed: it looks at every node, and what it leaves in the caches
+            // is not what a planner finds there.
+            let mut spans = Spans::new(&case);
+            for _ in 0..self.samples.min(SPANS) {
+                let one = decide(&mut world, size, load)?;
+                spans.count(&one.view, one.job, &one.plan);
+                one.over(&mut world)?;
             }
             let outcome = format!("{placed} start, {evicting} evict, of {}", self.samples);
             let expected = match load {
                 "95%" => true,
+                _ if size > gpus / 8 => true, // a quarter of the nodes is without gangs
                 "half+fillers" => evicting == self.samples,
                 _ => placed == self.samples,
             };
             let mark = if expected { "" } else { " UNEXPECTED" };
-            if load == "95%" || !expected {
+            if load == "95%" || placed + evicting < self.samples || !expected {
                 self.outcomes.push(format!("{case}: {outcome}{mark}"));
             }
             self.push(&case, &us, scan_us, gpus, size, load);
@@ -227,6 +223,36 @@ impl Bench {
                 self.figures.push(growth);
             }
         }
+    }
+}
+
+/// A gang came, and was planned for.
+struct Decided {
+    job: JobId,
+    view: Cluster,
+    plan: Plan,
+    us: f64,
+}
+
+fn decide(world: &mut World, size: u32, load: &str) -> Result<Decided> {
+    world.churn()?;
+    if load == "half+fillers" {
+        world.settle()?;
+    }
+    let job = world.submit(gang(size, size.min(NODE_GPUS), None))?;
+    let view = world.cluster.clone();
+    let begun_us = cpu_us();
+    let plan = black_box(rowen_placement::plan(black_box(&view)));
+    Ok(Decided { job, view, plan, us: cpu_us() - begun_us })
+}
+
+impl Decided {
+    /// It starts, where it can, and ends.
+    fn over(self, world: &mut World) -> Result<()> {
+        if kind(&self.plan) == "start" {
+            world.commit(self.plan)?;
+        }
+        world.end(self.job)
     }
 }
 

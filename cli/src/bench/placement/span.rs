@@ -3,7 +3,7 @@
 //! Counted from the nodes themselves, a slow way that shares nothing with the planner's index. Never
 //! part of what is timed.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use rowen_state::{Cluster, Decision, JobId, Place, Plan};
 use rowen_topology::{DomainId, Level, NodePos};
@@ -71,30 +71,31 @@ fn domains(view: &Cluster, level: Level, places: &[Place]) -> BTreeSet<DomainId>
 }
 
 /// Workers that fit, by domain. GPUs alone count: the load leaves cores and memory in proportion.
-struct Room(BTreeMap<DomainId, u64>);
+/// By level, then by ordinal.
+struct Room([Vec<u64>; 5]);
 
 impl Room {
     fn count(view: &Cluster, each: u32, evict: bool) -> Room {
-        let mut room = BTreeMap::new();
+        let mut room = Level::ALL.map(|level| vec![0; view.index().domains(level).len()]);
         for pos in (0..view.index().node_count()).map(NodePos) {
             let node = view.node_at(pos);
             let evictable = if evict { view.reclaimable(node).count() } else { 0 };
             let workers = u64::from((node.free().count() + evictable) / each);
             for level in Level::ALL {
-                *room.entry(view.index().domain_of(pos, level)).or_default() += workers;
+                let domain = view.index().domain_of(pos, level);
+                room[level as usize][domain.ordinal as usize] += workers;
             }
         }
         Room(room)
     }
 
     fn holds(&self, level: Level, workers: u64) -> bool {
-        self.0.iter().any(|(domain, room)| domain.level == level && *room >= workers)
+        self.0[level as usize].iter().any(|room| *room >= workers)
     }
 
     /// The roomiest blocks, wherever they are: no placement takes fewer.
     fn fewest_blocks(&self, mut workers: u64) -> f64 {
-        let blocks = self.0.iter().filter(|(domain, _)| domain.level == Level::Block);
-        let mut room: Vec<u64> = blocks.map(|(_, room)| *room).collect();
+        let mut room = self.0[Level::Block as usize].clone();
         room.sort_unstable();
         let mut count = 0.0;
         while let Some(most) = room.pop().filter(|_| workers > 0) {
