@@ -30,7 +30,7 @@ const PATIENCE_MS: u64 = 600_000;
 /// Until a plan is carried out. What runs until a booking begins must have ended even so.
 const COMMIT_MS: u64 = 30_000;
 /// Drafts for gangs of different lengths; one that finds none of its own takes a stricter one.
-const LIFTED: usize = 6;
+const LIFTED: usize = 16;
 
 /// What the cycle has done, to be done again on another draft of the same view.
 pub(crate) struct Done {
