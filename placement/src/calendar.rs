@@ -7,7 +7,7 @@
 //! A booking is found by the *first* domain and nodes in the order of the hierarchy, not by the
 //! best fit: so that a gang that starts beside it leaves it where it was, time and GPUs.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use rowen_state::{Cluster, End, GpuMask, Host, JobId};
 use rowen_topology::{DomainId, Level, NodePos};
@@ -88,7 +88,7 @@ impl<'a> Calendar<'a> {
     pub(crate) fn new(view: &'a Cluster) -> Self {
         Calendar {
             view,
-            terms: Terms { view, by_node: BTreeMap::new() },
+            terms: Terms { view, by_node: BTreeMap::new(), evicted: BTreeSet::new() },
             charged: Charged::default(),
             ready: BTreeMap::new(),
             scratch: Vec::new(),
@@ -107,6 +107,11 @@ impl<'a> Calendar<'a> {
         let (cpus, memory_mib) = share(claim, workers);
         let term = Term { job, gpus, cpus, memory_mib, from_ms, until_ms, booking: None };
         self.terms.add(pos, term);
+    }
+
+    /// A gang leaves: what it has counts as coming free at once.
+    pub(crate) fn evicted(&mut self, job: JobId) {
+        self.terms.evicted.insert(job);
     }
 
     /// Writes down the `number`th booking, whose gang ends at `until_ms` at the latest.
@@ -303,7 +308,7 @@ impl<'a> Calendar<'a> {
                 i64::from(freed.cpus) + leaving.cpus as i64 + cpus,
                 freed.memory_mib as i64 + leaving.memory_mib as i64 + memory_mib,
             ),
-            ends: self.view.rooms().ends(pos),
+            ends: self.terms.ends(pos).collect(),
             terms: self.terms.of(pos),
             now_ms: self.view.now_ms(),
         }
@@ -314,11 +319,18 @@ impl<'a> Calendar<'a> {
 pub(crate) struct Terms<'a> {
     view: &'a Cluster,
     by_node: BTreeMap<NodePos, Vec<Term>>,
+    /// Gangs that are evicted in this cycle: their limits count no more.
+    evicted: BTreeSet<JobId>,
 }
 
 impl Terms<'_> {
     fn of(&self, pos: NodePos) -> &[Term] {
         self.by_node.get(&pos).map_or(&[], Vec::as_slice)
+    }
+
+    fn ends(&self, pos: NodePos) -> impl Iterator<Item = &End> {
+        let ends = self.view.rooms().ends(pos).iter();
+        ends.filter(|end| self.evicted.is_empty() || !self.evicted.contains(&end.job))
     }
 
     fn add(&mut self, pos: NodePos, term: Term) {
@@ -347,7 +359,7 @@ impl Terms<'_> {
     /// Cores and memory of a node that time limits have given back by then.
     fn freed(&self, pos: NodePos, at_ms: u64) -> (i64, i64) {
         let now_ms = self.view.now_ms();
-        let ends = self.view.rooms().ends(pos).iter().filter(|end| end.at_ms(now_ms) <= at_ms);
+        let ends = self.ends(pos).filter(|end| end.at_ms(now_ms) <= at_ms);
         let ends = ends.map(|end| (end.cpus as i64, end.memory_mib as i64));
         let terms = self.of(pos).iter();
         let over = terms.filter(|term| term.booking.is_none() && term.until_ms <= at_ms);
@@ -431,7 +443,7 @@ struct Prospect<'c> {
     open: GpuMask,
     /// Of them, as if nothing were booked.
     host: Host,
-    ends: &'c [End],
+    ends: Vec<&'c End>,
     terms: &'c [Term],
     now_ms: u64,
 }
@@ -449,7 +461,7 @@ impl Prospect<'_> {
 
     /// What ends by the limits of running gangs, and when. Nothing that runs ends in the past.
     fn shares(&self) -> impl Iterator<Item = (u64, &End)> {
-        self.ends.iter().map(|end| (end.at_ms(self.now_ms).max(self.now_ms + 1), end))
+        self.ends.iter().map(|end| (end.at_ms(self.now_ms).max(self.now_ms + 1), *end))
     }
 
     /// GPUs that are free from then on.

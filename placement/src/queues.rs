@@ -38,7 +38,8 @@ impl<'a> Queues<'a> {
         self.given.get(&queue.id).copied().unwrap_or(0)
     }
 
-    fn used(&self, queue: &Queue) -> u64 {
+    /// GPUs that a queue has, with what the cycle gave it.
+    pub(crate) fn used(&self, queue: &Queue) -> u64 {
         queue.used_of("") + self.given(queue)
     }
 

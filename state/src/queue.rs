@@ -342,42 +342,75 @@ impl Cluster {
         let mine = self.queue_line(&spec.queue);
         let own = mine.first().ok_or("its queue is not defined")?;
         let below = own.used_of("") + gpus <= own.spec.quota.guarantee_gpus;
-        let mut taken: BTreeMap<QueueId, u64> = BTreeMap::new();
+        let mut given_up = self.given_up();
         for id in gangs {
-            let allocation = self.allocations.get(*id).ok_or_else(|| format!("{id} is gone"))?;
-            let Owner::Gang { job: victim, .. } = allocation.owner else {
-                return Err(format!("allocation {id} is no gang"));
-            };
-            let victim = self.jobs.get(victim).ok_or_else(|| format!("{id} has no job"))?;
-            if allocation.stop.is_some()
-                || !matches!(victim.state, JobState::Starting | JobState::Running)
-            {
-                return Err(format!("job {} is on its way out", victim.id));
-            }
-            let theirs = self.queue_line(&victim.spec.queue);
-            let min_run_ms = theirs.first().map_or(0, |queue| queue.spec.min_run_ms);
-            if self.meta.now_ms < allocation.bound_ms + min_run_ms {
-                return Err(format!("job {} has not had its minimum run", victim.id));
-            }
-            if victim.spec.queue == spec.queue {
-                if own.spec.preempts && spec.priority > victim.spec.priority {
-                    continue;
-                }
-                return Err(format!("job {} is of its own queue", victim.id));
-            }
-            if !below {
-                return Err(format!("queue {} would be above its guarantee", own.spec.name));
-            }
-            let size: u64 = allocation.tasks.iter().map(|task| u64::from(task.gpus.count())).sum();
-            for queue in theirs.iter().filter(|one| mine.iter().all(|above| above.id != one.id)) {
-                let taken = taken.entry(queue.id).or_default();
-                *taken += size;
-                if queue.used_of("") < queue.spec.quota.guarantee_gpus + *taken {
+            let victim = self.check_take(spec, below, *id)?;
+            let size = self.gpus_of_allocation(*id);
+            let theirs = self.queue_line(&victim.spec.queue).into_iter();
+            for queue in theirs.filter(|one| mine.iter().all(|above| above.id != one.id)) {
+                let given_up = given_up.entry(queue.id).or_default();
+                *given_up += size;
+                if queue.used_of("") < queue.spec.quota.guarantee_gpus + *given_up {
                     return Err(format!("queue {} is guaranteed what it has", queue.spec.name));
                 }
             }
         }
         Ok(())
+    }
+
+    /// Likewise of one gang, guarantees aside; `below`: the job's queue stays within its own.
+    pub fn check_take(
+        &self,
+        spec: &JobSpec,
+        below: bool,
+        gang: AllocationId,
+    ) -> Result<&Job, String> {
+        let allocation = self.allocations.get(gang).ok_or_else(|| format!("{gang} is gone"))?;
+        let Owner::Gang { job, .. } = allocation.owner else {
+            return Err(format!("allocation {gang} is no gang"));
+        };
+        let victim = self.jobs.get(job).ok_or_else(|| format!("{gang} has no job"))?;
+        if allocation.stop.is_some()
+            || !matches!(victim.state, JobState::Starting | JobState::Running)
+        {
+            return Err(format!("job {job} is on its way out"));
+        }
+        let min_run_ms =
+            self.queue_named(&victim.spec.queue).map_or(0, |queue| queue.spec.min_run_ms);
+        if self.meta.now_ms < allocation.bound_ms + min_run_ms {
+            return Err(format!("job {job} has not had its minimum run"));
+        }
+        let may = match victim.spec.queue == spec.queue {
+            false => below,
+            true => {
+                let own = self.queue_named(&spec.queue);
+                own.is_some_and(|own| own.spec.preempts) && spec.priority > victim.spec.priority
+            }
+        };
+        may.then_some(victim).ok_or_else(|| format!("nothing allows job {job} to be evicted"))
+    }
+
+    /// GPUs of each queue whose gangs are being evicted: it will not have them much longer.
+    pub fn given_up(&self) -> BTreeMap<QueueId, u64> {
+        let mut given_up = BTreeMap::new();
+        for allocation in self.stopping() {
+            let Owner::Gang { job, .. } = allocation.owner else { continue };
+            let evicted = allocation
+                .stop
+                .is_some_and(|stop| matches!(stop.reason, crate::StopReason::Evicted { .. }));
+            let Some(job) = self.jobs.get(job).filter(|_| evicted) else { continue };
+            for queue in self.queue_line(&job.spec.queue) {
+                *given_up.entry(queue.id).or_default() += self.gpus_of_allocation(allocation.id);
+            }
+        }
+        given_up
+    }
+
+    /// GPUs that an allocation still has.
+    pub fn gpus_of_allocation(&self, id: AllocationId) -> u64 {
+        let tasks = self.allocations.get(id).map_or(&[][..], |allocation| &allocation.tasks);
+        let kept = tasks.iter().filter(|task| !task.released);
+        kept.map(|task| u64::from(task.gpus.count())).sum()
     }
 }
 

@@ -37,6 +37,8 @@ pub(crate) struct Reclaim<'a> {
     running: Option<BTreeMap<&'a str, Vec<Gang<'a>>>>,
     /// They leave already.
     taken: BTreeSet<AllocationId>,
+    /// By their queues.
+    given_up: BTreeMap<QueueId, u64>,
 }
 
 #[derive(Clone, Copy)]
@@ -46,19 +48,14 @@ struct Gang<'a> {
 }
 
 impl Gang<'_> {
-    fn gpus(&self) -> u64 {
-        let tasks = self.allocation.tasks.iter();
-        tasks.map(|task| u64::from(task.gpus.count())).sum()
-    }
-
     /// Work that is lost: since it began, or since its last checkpoint at best.
-    fn lost_gpu_ms(&self, now_ms: u64) -> u64 {
-        let age_ms = now_ms.saturating_sub(self.allocation.bound_ms);
+    fn lost_gpu_ms(&self, view: &Cluster) -> u64 {
+        let age_ms = view.now_ms().saturating_sub(self.allocation.bound_ms);
         let lost_ms = match self.job.spec.checkpoint_interval_ms {
             0 => age_ms,
             interval_ms => age_ms.min(interval_ms),
         };
-        lost_ms.saturating_mul(self.gpus())
+        lost_ms.saturating_mul(view.gpus_of_allocation(self.allocation.id))
     }
 }
 
@@ -72,9 +69,15 @@ pub(crate) fn reclaim(cycle: &mut Cycle<'_>, candidate: &Candidate<'_>) -> Optio
     cycle.reclaim.searches += 1;
     let victims = needed(&mut cycle.draft, &candidate.ask, &may)?;
     let ids: Vec<AllocationId> = victims.iter().map(|gang| gang.allocation.id).collect();
-    cycle.view.check_takes(spec, gpus, &ids).ok()?;
     let placement = place(&mut cycle.draft, &candidate.ask, &victims)?;
     cycle.reclaim.taken.extend(&ids);
+    for gang in &victims {
+        cycle.calendar.evicted(gang.job.id);
+        for queue in cycle.view.queue_line(&gang.job.spec.queue) {
+            let gpus = cycle.view.gpus_of_allocation(gang.allocation.id);
+            *cycle.reclaim.given_up.entry(queue.id).or_default() += gpus;
+        }
+    }
     cycle.done_of(&candidate.ask.claim, &placement).again(&mut cycle.draft);
     Some(placement)
 }
@@ -85,7 +88,7 @@ fn leave<'a>(cycle: &mut Cycle<'a>, spec: &JobSpec, gpus: u64) -> Vec<Gang<'a>> 
     let view = cycle.view;
     let mine = view.queue_line(&spec.queue);
     let Some(own) = mine.first() else { return Vec::new() };
-    let below = own.used_of("") + gpus <= own.spec.quota.guarantee_gpus;
+    let below = cycle.queues.used(own) + gpus <= own.spec.quota.guarantee_gpus;
     if !below && !own.spec.preempts {
         return Vec::new();
     }
@@ -95,16 +98,19 @@ fn leave<'a>(cycle: &mut Cycle<'a>, spec: &JobSpec, gpus: u64) -> Vec<Gang<'a>> 
     let gangs = running.iter().filter(|(name, _)| lends(name)).flat_map(|(_, gangs)| gangs);
     let may = |gang: &&Gang<'_>| {
         let id = gang.allocation.id;
-        !taken.contains(&id) && view.check_takes(spec, gpus, &[id]).is_ok()
+        !taken.contains(&id) && view.check_take(spec, below, id).is_ok()
     };
     let mut gangs: Vec<Gang<'a>> = gangs.filter(may).copied().collect();
     gangs.sort_by_cached_key(|gang| {
-        let lost = gang.lost_gpu_ms(view.now_ms());
+        let lost = gang.lost_gpu_ms(view);
         (gang.job.spec.priority, lost, Reverse(gang.allocation.id))
     });
-    let mut given_up: BTreeMap<QueueId, u64> = BTreeMap::new();
+    let mut given_up = view.given_up();
+    for (queue, gpus) in &cycle.reclaim.given_up {
+        *given_up.entry(*queue).or_default() += gpus;
+    }
     gangs.retain(|gang| {
-        let gpus = gang.gpus();
+        let gpus = view.gpus_of_allocation(gang.allocation.id);
         let mut theirs = view.queue_line(&gang.job.spec.queue);
         theirs.retain(|queue| mine.iter().all(|own| own.id != queue.id));
         let after = |queue: &Queue| {

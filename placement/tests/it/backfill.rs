@@ -159,7 +159,7 @@ fn room(cluster: &Cluster, node: &Node, job: &Job, at_ms: u64) -> u32 {
         let gpus = node.mask(|slot| slot.owner == Some(owner) && stays(slot)).count();
         cpus -= allocation.resources.cpus * (gpus / allocation.resources.gpus);
     }
-    gpus.min(if claim.cpus == 0 { u32::MAX } else { cpus / claim.cpus })
+    gpus.min(cpus.checked_div(claim.cpus).unwrap_or(u32::MAX))
 }
 
 /// The first moment at which some domain holds the first gang that waits: every moment at which

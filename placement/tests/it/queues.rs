@@ -113,7 +113,7 @@ fn a_queue_below_its_guarantee_takes_back_what_was_borrowed() {
     assert_eq!(state(&world, wants), JobState::Queued, "not before their minimum run");
     world.now_ms += 60_000;
     world.apply(Command::Tick);
-    let run = dry_run(&world.cluster, &job("prod", 1, 3, 0));
+    let run = dry_run(&world.cluster, &job("prod", 1, 3, 1));
     assert_eq!((run.victims.len(), run.start_in_ms), (2, Some(120_000)), "{}", run.reason);
     expect![[r#"
         hold 5 on a2:{0, 1, 2}, evicting [3, 4] (node a2: jobs 4 (queue batch), 3 (queue batch) evicted, none of them could be spared, within 120000 ms)
