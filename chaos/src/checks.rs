@@ -206,6 +206,7 @@ fn replay(world: &mut World, findings: &mut Vec<Finding>) {
 fn fits(cluster: &Cluster, spec: &JobSpec) -> bool {
     let index = cluster.index();
     let level = spec.required.unwrap_or(Level::Site);
+    let least = if spec.shape.min_workers > 0 { spec.shape.min_workers } else { spec.workers };
     index.domains(level).iter().any(|domain| {
         let nodes = domain.nodes.clone().map(rowen_topology::NodePos);
         let workers = nodes.filter(|pos| {
@@ -213,7 +214,7 @@ fn fits(cluster: &Cluster, spec: &JobSpec) -> bool {
             spec.resources.gpu_model.as_ref().is_none_or(|wanted| wanted == model)
         });
         let gpus = spec.resources.gpus;
-        workers.map(|pos| u32::from(index.gpu_count(pos)) / gpus).sum::<u32>() >= spec.workers
+        workers.map(|pos| u32::from(index.gpu_count(pos)) / gpus).sum::<u32>() >= least
     })
 }
 

@@ -263,7 +263,7 @@ impl World {
         Some(match rng.between(0, 99) {
             0..=49 => {
                 self.jobs += 1;
-                Command::SubmitJob(setup::job(self.jobs, rng))
+                Command::SubmitJob(setup::job(self.jobs, rng, cluster.meta().version))
             }
             50..=57 => Command::CancelJob(rng.pick(&live)?),
             58..=60 => Command::RequeueJob(rng.pick(&live)?),

@@ -123,7 +123,8 @@ impl World {
             if job.state.ended() && ended.is_none() {
                 control.ended.insert(id, job.state);
                 let ran = context.journal.done(id, job.attempt);
-                if job.state == JobState::Completed && ran != job.spec.workers {
+                let whole = job.spec.shape.admits_size(job.spec.workers, ran);
+                if job.state == JobState::Completed && !whole {
                     let what = format!(
                         "completed unfinished: job {id}: {ran} of {} workers ran to their end",
                         job.spec.workers

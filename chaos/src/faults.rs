@@ -8,7 +8,8 @@
 
 use std::collections::BTreeSet;
 
-use rowen_state::GpuMask;
+use rowen_state::{Command, GpuMask, Part, PartReport, Seer};
+use rowen_topology::FaultyLink;
 
 use crate::{
     draws::Drawn,
@@ -42,8 +43,9 @@ impl World {
     fn machine_fault(&mut self, rng: &mut Rng) {
         let machine = rng.between(0, self.machines.len() as u64 - 1) as usize;
         match rng.between(0, 999) {
-            // GPUs: XID, ECC, fallen off the bus.
-            0..=399 => self.sicken(machine, rng),
+            // GPUs: XID, ECC, fallen off the bus; some of it is their NVLink.
+            0..=349 => self.sicken(machine, rng),
+            350..=399 => self.flap(machine, true, rng),
             // Software.
             400..=549 => self.kill_agent(machine, "killed agent", rng),
             550..=609 => self.freeze_agent(machine, rng),
@@ -56,7 +58,9 @@ impl World {
                 }
             }
             // Cables and switches: as often as hosts here, for a cut is what fencing is about.
-            700..=849 => self.cut_machine(machine, rng),
+            700..=799 => self.cut_machine(machine, rng),
+            // InfiniBand, which carries gangs and not us.
+            800..=849 => self.flap(machine, false, rng),
             // Hosts, and now and then a whole rack.
             850..=969 => self.reboot(machine, rng),
             _ => {
@@ -76,7 +80,35 @@ impl World {
         self.context.note(format_args!("m{machine}: GPU {gpu} is lost"));
         let in_ms = rng.between(5_000, 60_000);
         self.context.later(in_ms, Event::Repaired { machine });
-        self.rediscover(machine);
+        match rng.chance(50) {
+            true => self.machines[machine].say_health(&mut self.context),
+            false => self.rediscover(machine),
+        }
+    }
+
+    /// The network's monitor sees a link of a machine slow or down for a while.
+    fn flap(&mut self, machine: MachineAt, nvlink: bool, rng: &mut Rng) {
+        let cluster = self.control.core.cluster();
+        let node = self.names[machine].clone();
+        let record = cluster.fabric().nodes.iter().find(|record| record.name == node);
+        let Some(leaf) = record.and_then(|record| record.leafs.first().cloned()) else { return };
+        let gpu = rng.between(0, u64::from(self.machines[machine].gpus) - 1) as u16;
+        let part = Part::Link(match nvlink {
+            true => FaultyLink::NvLink { node, gpu },
+            false => FaultyLink::Rail { node, leaf },
+        });
+        self.count(if nvlink { "NVLink flap" } else { "InfiniBand flap" }, Some(machine));
+        let left_milli = if rng.chance(50) { 0 } else { 500 };
+        self.link_is(part.clone(), left_milli, false);
+        let in_ms = rng.between(500, 30_000);
+        self.context.later(in_ms, Event::LinkUp { part });
+    }
+
+    /// The monitor says so.
+    pub(crate) fn link_is(&mut self, part: Part, left_milli: u16, mended: bool) {
+        let reason = String::from("chaos");
+        let report = PartReport { part, left_milli, mended, seer: Seer::Operator, reason };
+        self.begin(Command::SetHealth(vec![report]));
     }
 
     /// An agent tells what GPUs it has when it comes.

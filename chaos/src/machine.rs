@@ -255,6 +255,15 @@ impl Machine {
         self.send(session, hello, context);
     }
 
+    /// Its agent, if it has a leader, says how its GPUs are.
+    pub(crate) fn say_health(&mut self, context: &mut Context) {
+        let sick = self.sick;
+        let welcomed = self.agent.as_ref().filter(|agent| agent.welcomed);
+        if let Some(session) = welcomed.and_then(|agent| agent.session) {
+            self.send(session, ToLeader::GpuHealth { sick }, context);
+        }
+    }
+
     /// The stream is gone: the agent looks for the leader again.
     pub(crate) fn hangup(&mut self, session: u64, context: &mut Context) {
         let Some(agent) = self.agent.as_mut().filter(|agent| agent.session == Some(session)) else {

@@ -1,7 +1,7 @@
 //! What travels in a world: messages between agents and replicas, and events.
 
 use rowen_agent::core::TaskKey;
-use rowen_state::{GpuMask, Owner, TaskReport};
+use rowen_state::{GpuMask, Owner, Part, TaskReport};
 
 use crate::{clients::Told, net::Host};
 
@@ -14,9 +14,25 @@ pub(crate) type ReplicaAt = usize;
 /// From an agent.
 #[derive(Clone, Debug)]
 pub(crate) enum ToLeader {
-    Hello { term: u64, boot: u32, said_ms: u64, healthy: GpuMask, tasks: Vec<TaskReport> },
-    Heartbeat { seq: u64, generation: u64 },
-    Report { seq: u64, tasks: Vec<TaskReport> },
+    Hello {
+        term: u64,
+        boot: u32,
+        said_ms: u64,
+        healthy: GpuMask,
+        tasks: Vec<TaskReport>,
+    },
+    Heartbeat {
+        seq: u64,
+        generation: u64,
+    },
+    Report {
+        seq: u64,
+        tasks: Vec<TaskReport>,
+    },
+    /// The GPUs that are not fit, as it is now.
+    GpuHealth {
+        sick: GpuMask,
+    },
 }
 
 /// To an agent.
@@ -94,6 +110,10 @@ pub(crate) enum Event {
         machine: MachineAt,
         life: u64,
         key: TaskKey,
+    },
+    /// A link that flapped is up again.
+    LinkUp {
+        part: Part,
     },
     /// A GPU that was sick is well again.
     Repaired {

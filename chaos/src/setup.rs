@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use rowen_state::{FillerSpec, JobSpec, Owner, Probe, Resources};
+use rowen_state::{FillerSpec, JobSpec, Owner, Probe, Resources, Shape};
 use rowen_topology::{FabricRecord, Level, drawing};
 
 use crate::rng::Rng;
@@ -99,7 +99,7 @@ pub(crate) fn fabric(rng: &mut Rng) -> FabricRecord {
 }
 
 /// A gang; whether it fits on the fabric is not looked at.
-pub(crate) fn job(number: usize, rng: &mut Rng) -> JobSpec {
+pub(crate) fn job(number: usize, rng: &mut Rng, version: u32) -> JobSpec {
     let levels = [None, None, None, Some(Level::Site), Some(Level::Block), Some(Level::Node)];
     let spec = JobSpec {
         name: format!("job-{number}"),
@@ -118,9 +118,23 @@ pub(crate) fn job(number: usize, rng: &mut Rng) -> JobSpec {
         notice_ms: rng.between(0, 15) * 1_000,
         restarts: rng.between(0, 2) as u32,
         checkpoint_interval_ms: 0,
+        shape: Default::default(),
     };
+    let spec =
+        if version >= 2 { JobSpec { shape: shape(spec.workers, rng), ..spec } } else { spec };
     spec.validate().expect("a drawn job is valid");
     spec
+}
+
+/// What moves GPUs about in ways of its own: whole nodes, attempts that give way to larger ones.
+fn shape(workers: u32, rng: &mut Rng) -> Shape {
+    let mut shape = Shape::default();
+    shape.nodes.exclusive = rng.chance(15);
+    if workers > 1 && rng.chance(40) {
+        shape.min_workers = rng.between(1, u64::from(workers) - 1) as u32;
+        shape.grow_after_ms = rng.between(1, 10) * 1_000;
+    }
+    shape
 }
 
 /// A filler, one of three names.

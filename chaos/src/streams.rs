@@ -162,6 +162,15 @@ fn from_agent(message: ToLeader, machine: MachineAt, gpus: u32, node: String) ->
             let tasks = tasks.into_iter().map(report).collect();
             agent_message::Kind::Report(v1::Report { seq, tasks })
         }
+        ToLeader::GpuHealth { sick } => {
+            let trouble = |ordinal| match sick.contains(ordinal) {
+                true => String::from("XID 79"),
+                false => String::new(),
+            };
+            let gpu = |ordinal| v1::GpuTrouble { ordinal, trouble: trouble(ordinal) };
+            let gpus = (0..gpus).map(gpu).collect();
+            agent_message::Kind::GpuHealth(v1::GpuHealth { gpus })
+        }
     };
     AgentMessage { kind: Some(kind) }
 }

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use rowen_state::{Command, NodeId};
+use rowen_state::{Command, NodeId, Part};
 use tokio::time::{Instant, sleep_until};
 
 use crate::{
@@ -307,8 +307,10 @@ impl World {
                     machines[machine].news(key, timing, context);
                 }
             }
+            Event::LinkUp { part } => self.link_is(part, 1_000, false),
             Event::Repaired { machine } => {
                 machines[machine].sick = rowen_state::GpuMask::default();
+                machines[machine].say_health(context);
                 self.rediscover(machine);
             }
             Event::Up { machine, session, message } => self.goes_up(machine, session, message),
@@ -381,6 +383,9 @@ impl World {
         for node in nodes {
             self.begin(Command::UndrainNode(node));
         }
+        let faulty = self.control.core.cluster().health();
+        let faulty: Vec<Part> = faulty.map(|(part, _)| part.clone()).collect();
+        faulty.into_iter().for_each(|part| self.link_is(part, 1_000, true));
     }
 
     /// A fault falls into a phase: what its machine is at, or the control plane.

@@ -77,6 +77,9 @@ pub(crate) enum Verb {
     Queue(QueueArgs),
     /// Say why a job waits (= job why).
     Why(JobIdArgs),
+    /// Say what would come of changes, on a copy of the state: nothing is done.
+    #[command(name = "whatif", alias = "what-if")]
+    WhatIf(crate::verbs::WhatIfArgs),
     /// Print what a job's tasks wrote (= job logs).
     Logs(LogsArgs),
     /// End jobs (= job cancel).
@@ -545,6 +548,11 @@ pub(crate) struct RestoreArgs {
     /// What `cluster backup` wrote.
     #[arg(value_name = "FILE")]
     pub(crate) file: std::path::PathBuf,
+    /// The longest node lease that an agent of before may still hold. A node that does not come back
+    /// keeps its GPUs for as long. 1h is the most that can have been granted: give less only if you
+    /// know what was granted since the backup.
+    #[arg(long, value_name = "TIME", default_value = "1h", value_parser = duration)]
+    pub(crate) longest_lease: std::time::Duration,
     /// Which folder, and where clients and agents reach it.
     #[command(flatten)]
     pub(crate) serve: ServeArgs,
@@ -561,6 +569,9 @@ pub(crate) enum FabricVerb {
     Set(FileArgs),
     /// Turn what another system knows of a fabric into a fabric file.
     Import(Box<ImportArgs>),
+    /// Faulty GPUs and links: list them, or say what is faulty.
+    #[command(subcommand, arg_required_else_help = true)]
+    Health(crate::verbs::HealthVerb),
     /// Print the JSON Schema of fabric files.
     Schema,
 }

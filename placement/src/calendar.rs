@@ -275,6 +275,9 @@ impl<'a> Calendar<'a> {
     fn fill(&self, draft: &Draft<'_>, claim: &Claim, pos: NodePos, into: &mut [u64]) {
         let prospect = self.prospect(draft, pos);
         into.fill(NEVER);
+        if !draft.admits(claim, pos) || !draft.reaches(claim, pos) {
+            return;
+        }
         let mut ready = 0;
         let mut slots_at = |at_ms, slots: u32| {
             let here = (slots as usize).min(into.len());

@@ -6,11 +6,11 @@
 
 use std::{cell::OnceCell, collections::BTreeMap};
 
-use rowen_state::{AllocationId, Cluster, Evictable, GpuMask, Room, Rooms};
+use rowen_state::{AllocationId, Cluster, Evictable, GpuMask, Job, JobSpec, Room, Rooms};
 use rowen_topology::{DomainId, FlatIndex, Level, NodePos};
 
 use crate::{
-    demand::Claim,
+    demand::{Ask, Claim, Terms, Way},
     floors::Floors,
     node::{self, DraftNode, Leaving},
     slots::{Pool, Slots},
@@ -31,6 +31,7 @@ pub(crate) struct Draft<'a> {
     leaving: OnceCell<BTreeMap<NodePos, Leaving>>,
     floors: OnceCell<Floors>,
     slots: BTreeMap<(Claim, Pool), Slots>,
+    terms: Terms,
     /// Nodes as they were before each move.
     journal: Vec<Before>,
     /// Every node that moved or moved back, in order.
@@ -78,9 +79,50 @@ impl<'a> Draft<'a> {
             leaving: OnceCell::new(),
             floors: OnceCell::new(),
             slots: BTreeMap::new(),
+            terms: Terms::default(),
             journal: Vec::new(),
             moves: Vec::new(),
         }
+    }
+
+    /// What a queued job asks for now.
+    pub(crate) fn ask(&mut self, job: &Job) -> Ask {
+        let until_ms = job.queued_ms.saturating_add(job.spec.shape.locality_wait_ms);
+        self.ask_of(&job.spec, self.view.now_ms() < until_ms)
+    }
+
+    /// What a job asks for, with its locality wait still under way or over.
+    pub(crate) fn ask_of(&mut self, spec: &JobSpec, waits: bool) -> Ask {
+        let waits = waits && spec.shape.locality_wait_ms > 0;
+        let mut ask = self.terms.ask(spec, waits, self.view.index());
+        let bound = ask.workers > 1 && (spec.required.is_some() || waits);
+        if bound && !self.view.impaired().is_empty() {
+            ask.claim.way = Some(Way::required(ask.required));
+        }
+        ask
+    }
+
+    /// What asks stand for.
+    pub(crate) fn terms(&self) -> &Terms {
+        &self.terms
+    }
+
+    /// Whether a node will do for a claim, whatever is free there.
+    pub(crate) fn admits(&self, claim: &Claim, pos: NodePos) -> bool {
+        self.terms.admits(claim, pos, self.index()) && self.reaches(claim, pos)
+    }
+
+    /// Whether a node's links are as far in order as a claim wants them.
+    pub(crate) fn reaches(&self, claim: &Claim, pos: NodePos) -> bool {
+        let Some(way) = claim.way else { return true };
+        let impaired = self.view.impaired();
+        let slow = impaired.binary_search_by_key(&pos, |slow| slow.pos);
+        slow.is_err() || slow.is_ok_and(|at| impaired[at].left_milli(way.level) >= way.least_milli)
+    }
+
+    /// `12 × 8 H100 GPUs inside one pod`.
+    pub(crate) fn in_words(&self, ask: &Ask) -> String {
+        self.terms.ask_in_words(ask, self.index())
     }
 
     /// The shape of the fabric. Its counts are the view's: ask [`Draft::free_in`] for those here.
@@ -156,20 +198,20 @@ impl<'a> Draft<'a> {
 
     /// Brings the count of a claim up to date and gives it.
     pub(crate) fn slots(&mut self, claim: &Claim, pool: Pool) -> &Slots {
-        let key = (*claim, pool);
+        let key = key(claim, pool);
         let slots = match self.slots.remove(&key) {
             Some(mut slots) => {
-                slots.catch_up(self, claim, pool);
+                slots.catch_up(self, &key.0, pool);
                 slots
             }
-            None => Slots::of(self, claim, pool),
+            None => Slots::of(self, &key.0, pool),
         };
         self.slots.entry(key).or_insert(slots)
     }
 
     /// A count that [`Draft::slots`] brought up to date, with no move since.
     pub(crate) fn counted(&self, claim: &Claim, pool: Pool) -> &Slots {
-        let slots = self.slots.get(&(*claim, pool)).expect("it was counted before");
+        let slots = self.slots.get(&key(claim, pool)).expect("it was counted before");
         debug_assert!(pool == Pool::Empty || slots.moves == self.moves.len(), "counted too early");
         slots
     }
@@ -312,13 +354,26 @@ impl<'a> Draft<'a> {
         self.change(pos, |node| node.take(gpus, claim, workers));
     }
 
-    /// As if an allocation had left a node already: only to find out what would fit then.
-    pub(crate) fn vacate(&mut self, pos: NodePos, victim: AllocationId) {
-        self.change(pos, |node| node.vacate(victim));
-    }
-
     pub(crate) fn evict(&mut self, pos: NodePos, victim: AllocationId) {
         self.change(pos, |node| node.evict(victim));
+    }
+
+    /// As if a gang had gone. From nodes that it has for itself everything comes free.
+    pub(crate) fn vacate(&mut self, gang: AllocationId, exclusive: bool) {
+        let Some(allocation) = self.view.allocations().get(gang) else { return };
+        let mut nodes: Vec<_> = allocation.tasks.iter().map(|task| task.node).collect();
+        nodes.sort_unstable();
+        nodes.dedup();
+        for pos in nodes.into_iter().filter_map(|id| self.view.pos_of(id)) {
+            let node = self.view.node_at(pos);
+            let rest = match exclusive && node.schedulable() {
+                true => {
+                    node.mask(|slot| slot.healthy && slot.held.is_none() && slot.owner.is_none())
+                }
+                false => GpuMask::NONE,
+            };
+            self.change(pos, |node| node.vacate(gang, rest));
+        }
     }
 
     /// The tightest domain that holds all of these nodes; `None` when they span sites.
@@ -366,7 +421,16 @@ impl<'a> Draft<'a> {
 fn less(room: Room, gpus: GpuMask, claim: &Claim, workers: u32) -> Room {
     let workers = i64::from(workers);
     let host = room.host.plus(-(claim.cpus as i64) * workers, -(claim.memory_mib as i64) * workers);
-    Room { free: room.free.without(gpus), host }
+    let free = if claim.exclusive { GpuMask::NONE } else { room.free.without(gpus) };
+    Room { free, host }
+}
+
+/// Of an empty fabric also what is faulty now counts: it is mended one day.
+fn key(claim: &Claim, pool: Pool) -> (Claim, Pool) {
+    match pool {
+        Pool::Empty => (claim.any_way(), pool),
+        _ => (*claim, pool),
+    }
 }
 
 #[cfg(test)]

@@ -38,7 +38,7 @@ pub fn dry_run(view: &Cluster, spec: &JobSpec) -> DryRun {
         let own = view.queues().is_empty() || job.spec.queue == spec.queue;
         own && job.spec.priority < spec.priority
     });
-    let candidate = Candidate::new(spec, view);
+    let candidate = Candidate::new(spec, &mut cycle.draft);
     match cycle.consider(&candidate) {
         Verdict::Wait { reason, planned } => {
             let planned = planned.or_else(|| backfill::estimate(&mut cycle, &candidate.ask));

@@ -7,7 +7,7 @@ use crate::{
     Candidate, Cycle, Verdict,
     demand::Ask,
     draft::Draft,
-    fit,
+    fit::{self, Holding},
     passes::backfill,
     queues::{Order, Queues},
     reason::{self, Census},
@@ -58,6 +58,20 @@ pub fn explain(view: &Cluster, job: JobId) -> Explanation {
     match job.state {
         JobState::Queued => queued(view, job, base),
         JobState::Holding => holding(view, job, base),
+        JobState::Running if view.growing().any(|small| small.id == job.id) => {
+            let own = job.allocation.and_then(|own| view.allocations().get(own));
+            let have = own.map_or(0, |own| own.tasks.len());
+            let all = job.spec.workers;
+            let worth = (2 * have).min(all as usize);
+            let due_ms = job.running_ms.saturating_add(job.spec.shape.grow_after_ms);
+            let after_s = due_ms.saturating_sub(view.now_ms()).div_ceil(1_000);
+            let summary = format!(
+                "job {} runs with {have} of {all} workers; it grows when it could have {worth} and \
+                 no gang that waits takes them, no sooner than in {after_s} s",
+                job.id
+            );
+            Explanation { summary, ..base }
+        }
         _ => Explanation { summary: summary_of(job), ..base },
     }
 }
@@ -93,7 +107,7 @@ fn holding(view: &Cluster, job: &Job, base: Explanation) -> Explanation {
 fn queued(view: &Cluster, job: &Job, base: Explanation) -> Explanation {
     let mut cycle = Cycle::new(view);
     cycle.gangs_before(|other| other.id == job.id);
-    let candidate = Candidate::of(job, view);
+    let candidate = Candidate::of(job, &mut cycle.draft);
     let ask = candidate.ask;
     let levels = levels(&mut cycle.draft, &ask);
     let position = position(view, job);
@@ -114,14 +128,18 @@ fn queued(view: &Cluster, job: &Job, base: Explanation) -> Explanation {
                 true => &job.reason,
                 false => &reason,
             };
+            let wait_end_ms = wait_end_ms(&mut cycle.draft, job, &ask);
+            let refused = cycle.queues.refuse(&job.spec, ask.with(ask.least).gpus()).is_some();
+            let by_ms = estimate.map(|planned| planned.by_ms);
             Explanation {
                 summary: format!("job {} waits: {said}", job.id),
-                binding_constraint: match cycle.queues.refuse(&job.spec, ask.gpus()) {
-                    Some(_) => "what its queue may have".into(),
+                binding_constraint: match wait_end_ms {
+                    _ if refused => "what its queue may have".into(),
+                    Some(_) => "its locality wait".into(),
                     None => binding(&mut cycle.draft, &ask),
                 },
                 cheapest_change: cheapest_change(&mut cycle.draft, &ask, estimate),
-                start_estimate_ms: estimate.map(|planned| planned.by_ms),
+                start_estimate_ms: by_ms.into_iter().chain(wait_end_ms).min(),
                 ..base
             }
         }
@@ -139,12 +157,12 @@ fn levels(draft: &mut Draft<'_>, ask: &Ask) -> Vec<LevelReason> {
     let index = draft.index();
     draft.slots(&ask.claim, Pool::Evicted);
     draft.slots(&ask.claim, Pool::Empty);
-    let room = draft.counted(&ask.claim, Pool::Evicted);
-    let empty = draft.counted(&ask.claim, Pool::Empty);
+    let room = Holding::of(draft, ask, draft.counted(&ask.claim, Pool::Evicted));
+    let empty = Holding::of(draft, ask, draft.counted(&ask.claim, Pool::Empty));
     let of_level = |level| {
-        let (nearest, workers) = reason::nearest(index, room, level)?;
-        let holds = |domain: &_| empty.within(*domain) >= u64::from(ask.workers);
-        let lacks = u64::from(ask.workers).saturating_sub(workers);
+        let (nearest, workers) = room.nearest(index, level)?;
+        let holds = |domain: &_| empty.within(*domain) >= u64::from(ask.least);
+        let lacks = u64::from(ask.least).saturating_sub(workers);
         Some(LevelReason {
             level,
             considered: index.domains(level).len() as u32,
@@ -161,12 +179,28 @@ fn binding(draft: &mut Draft<'_>, ask: &Ask) -> String {
         return "the size and kind of the fabric".into();
     }
     let index = draft.index();
-    let room = draft.slots(&ask.claim, Pool::Soon);
-    match reason::nearest(index, room, ask.required) {
-        Some((_, workers)) if workers >= ask.workers.into() => "GPUs that are coming free".into(),
-        Some((nearest, _)) => Census::of(draft, &ask.claim, nearest).binding().into(),
+    draft.slots(&ask.claim, Pool::Soon);
+    let slots = draft.counted(&ask.claim, Pool::Soon);
+    match Holding::of(draft, ask, slots).nearest(index, ask.required) {
+        Some((_, workers)) if workers >= ask.least.into() => "GPUs that are coming free".into(),
+        Some((nearest, workers)) => {
+            let lost = (slots.within(nearest) - workers) * u64::from(ask.claim.gpus);
+            Census::of(draft, &ask.claim, nearest).with_lost(lost).binding().into()
+        }
         None => "a fabric".into(),
     }
+}
+
+/// When the locality wait ends, where that would admit the job.
+fn wait_end_ms(draft: &mut Draft<'_>, job: &Job, ask: &Ask) -> Option<u64> {
+    if !ask.waits {
+        return None;
+    }
+    let later = draft.ask_of(&job.spec, false);
+    draft.slots(&later.claim, Pool::Evicted);
+    let slots = draft.counted(&later.claim, Pool::Evicted);
+    fit::fits(draft, &later.with(later.least), slots)
+        .then(|| job.queued_ms.saturating_add(job.spec.shape.locality_wait_ms))
 }
 
 /// What would admit the job now, or first.
@@ -176,9 +210,10 @@ fn cheapest_change(draft: &mut Draft<'_>, ask: &Ask, estimate: Option<PlannedSta
         false => Pool::Evicted,
     };
     let (index, now_ms) = (draft.index(), draft.view.now_ms());
-    let room = draft.slots(&ask.claim, pool);
-    let most = |level| reason::nearest(index, room, level).map_or(0, |(_, workers)| workers);
-    let needed = u64::from(ask.workers);
+    draft.slots(&ask.claim, pool);
+    let room = Holding::of(draft, ask, draft.counted(&ask.claim, pool));
+    let most = |level| room.nearest(index, level).map_or(0, |(_, workers)| workers);
+    let needed = u64::from(ask.least);
     let mut changes = Vec::new();
     let wider = Level::ALL.into_iter().rev().filter(|level| *level < ask.required);
     if let Some(level) = wider.into_iter().find(|level| most(*level) >= needed) {

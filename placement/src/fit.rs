@@ -7,6 +7,7 @@ use rowen_topology::{DomainId, FlatIndex, Level, NodePos};
 use crate::{
     demand::{Ask, Claim, LevelWord},
     draft::Draft,
+    forms::Units,
     slots::Slots,
 };
 
@@ -25,9 +26,83 @@ pub(crate) fn domains(index: &FlatIndex, level: Level) -> impl Iterator<Item = D
     (0..index.domains(level).len() as u32).map(move |ordinal| DomainId { level, ordinal })
 }
 
+/// Where a gang would stand.
+pub(crate) struct Spot {
+    pub(crate) domain: DomainId,
+    /// In rank order.
+    pub(crate) on: Vec<(NodePos, u32)>,
+    /// Workers that the domain holds besides.
+    pub(crate) left: u64,
+}
+
 /// The best fit: on the tightest level that holds the gang, the domain with the least room left
-/// over, so that the least of future shapes is broken up.
-pub(crate) fn best_domain(draft: &Draft<'_>, ask: &Ask, slots: &Slots) -> Option<DomainId> {
+/// over, so that the least of future shapes is broken up. Preferred groups first.
+pub(crate) fn spot(draft: &Draft<'_>, ask: &Ask, slots: &Slots) -> Option<Spot> {
+    let workers = ask.workers;
+    if ask.is_formless() {
+        let domain = best_domain(draft, ask, slots)?;
+        let on = spread(draft, slots, domain, workers.into());
+        return Some(Spot { domain, on, left: slots.within(domain) - u64::from(workers) });
+    }
+    let form = draft.terms().form_of(ask);
+    form.variants().find_map(|form| {
+        let units = Units::of(draft.index(), &form, slots);
+        let domain = units.best_domain(draft, ask)?;
+        let left = u64::from(units.within(domain) - workers);
+        Some(Spot { domain, on: units.lay_out(draft, domain, workers), left })
+    })
+}
+
+/// Whether a gang has a spot.
+pub(crate) fn fits(draft: &Draft<'_>, ask: &Ask, slots: &Slots) -> bool {
+    match ask.is_formless() {
+        true => best_domain(draft, ask, slots).is_some(),
+        false => {
+            let form = draft.terms().form_of(ask).loosest();
+            Units::of(draft.index(), &form, slots).best_domain(draft, ask).is_some()
+        }
+    }
+}
+
+/// Workers of a gang that each domain holds, what is only preferred left aside.
+pub(crate) enum Holding<'s> {
+    Formless(&'s Slots),
+    Formed(Units),
+}
+
+impl<'s> Holding<'s> {
+    pub(crate) fn of(draft: &Draft<'_>, ask: &Ask, slots: &'s Slots) -> Holding<'s> {
+        if ask.is_formless() {
+            return Holding::Formless(slots);
+        }
+        let form = draft.terms().form_of(ask).loosest();
+        Holding::Formed(Units::of(draft.index(), &form, slots))
+    }
+
+    pub(crate) fn within(&self, domain: DomainId) -> u64 {
+        match self {
+            Holding::Formless(slots) => slots.within(domain),
+            Holding::Formed(units) => units.within(domain).into(),
+        }
+    }
+
+    /// The domain of a level with the most room, and how much. `None` without nodes.
+    pub(crate) fn nearest(&self, index: &FlatIndex, level: Level) -> Option<(DomainId, u64)> {
+        let with_room = domains(index, level).map(|domain| (domain, self.within(domain)));
+        with_room.max_by_key(|(domain, room)| (*room, std::cmp::Reverse(*domain)))
+    }
+}
+
+/// The most workers that one domain holds of an ask that may be fewer, as many as it may be; the
+/// least it may be where none holds even those.
+pub(crate) fn most(draft: &Draft<'_>, ask: &Ask, slots: &Slots) -> u32 {
+    let nearest = Holding::of(draft, ask, slots).nearest(draft.index(), ask.required);
+    let most = nearest.map_or(0, |(_, room)| room.min(ask.workers.into()) as u32);
+    let step = draft.terms().form_of(ask).step();
+    (most - most % step).max(ask.least)
+}
+
+fn best_domain(draft: &Draft<'_>, ask: &Ask, slots: &Slots) -> Option<DomainId> {
     ask.levels().find_map(|level| tightest(draft, slots, level, ask))
 }
 
@@ -51,12 +126,7 @@ fn tightest(draft: &Draft<'_>, slots: &Slots, level: Level, ask: &Ask) -> Option
 
 /// Spreads `workers` over as few parts of the domain as possible on every level: the tightest
 /// part that holds them all, else the roomiest part whole and on with the rest. In rank order.
-pub(crate) fn spread(
-    draft: &Draft<'_>,
-    slots: &Slots,
-    domain: DomainId,
-    workers: u64,
-) -> Vec<(NodePos, u32)> {
+fn spread(draft: &Draft<'_>, slots: &Slots, domain: DomainId, workers: u64) -> Vec<(NodePos, u32)> {
     let mut on = Vec::new();
     spread_into(draft, slots, domain, workers, &mut on);
     on.sort_unstable();

@@ -12,6 +12,8 @@
 //!   limit may use it meanwhile.
 //! - A gang that fits once allocations which already end have ended *earmarks* those GPUs: neither
 //!   later gangs nor fillers get them, so a short wait does not become a long one.
+//! - A gang that runs with fewer workers than it asked for may give way to a larger attempt of its
+//!   own, after every gang that waits.
 //! - Fillers come last. Whatever a gang could use now, with or without eviction, it was given
 //!   before; so no gang ever waits for a filler longer than that filler's notice.
 
@@ -22,11 +24,13 @@ mod dry_run;
 mod explain;
 mod fit;
 mod floors;
+mod forms;
 mod node;
 mod passes;
 mod queues;
 mod reason;
 mod slots;
+mod what_if;
 mod when;
 
 use std::collections::BTreeMap;
@@ -41,14 +45,16 @@ use crate::{
     passes::{
         allocate,
         backfill::{self, Backfill, Done, Promise},
-        earmark, fill, preempt,
+        clear, earmark, fill, grow, preempt,
         reclaim::{self, Reclaim},
     },
     queues::{Order, Queues},
+    slots::Pool,
 };
 
 pub use dry_run::{DryRun, dry_run};
 pub use explain::{Explanation, LevelReason, explain};
+pub use what_if::{Becomes, FillerChange, JobChange, WhatIf, what_if};
 pub use when::PlannedStart;
 
 /// A plan has at most about this many decisions; the rest is for the next cycle. A caller plans
@@ -59,6 +65,7 @@ pub const MAX_DECISIONS: usize = 4_096;
 pub fn plan(view: &Cluster) -> Plan {
     let mut cycle = Cycle::new(view);
     if cycle.gangs() {
+        grow::grow(&mut cycle);
         cycle.unbook();
         fill::fill(&mut cycle);
     }
@@ -70,7 +77,8 @@ pub fn plan(view: &Cluster) -> Plan {
 pub fn planned_starts(view: &Cluster) -> BTreeMap<JobId, PlannedStart> {
     let mut starts = BTreeMap::new();
     Cycle::new(view).walk(|cycle, job| {
-        let verdict = cycle.consider(&Candidate::of(job, view));
+        let candidate = Candidate::of(job, &mut cycle.draft);
+        let verdict = cycle.consider(&candidate);
         if let Verdict::Wait { planned: Some(start), .. } = verdict {
             starts.insert(job.id, start);
         }
@@ -105,15 +113,14 @@ pub(crate) struct Candidate<'j> {
 }
 
 impl<'j> Candidate<'j> {
-    pub(crate) fn of(job: &'j Job, view: &Cluster) -> Self {
-        let waited_ms = view.now_ms().saturating_sub(job.submitted_ms);
-        Candidate { id: job.id, waited_ms, ..Candidate::new(&job.spec, view) }
+    pub(crate) fn of(job: &'j Job, draft: &mut Draft<'_>) -> Self {
+        let waited_ms = draft.view.now_ms().saturating_sub(job.queued_ms);
+        Candidate { id: job.id, spec: &job.spec, ask: draft.ask(job), waited_ms }
     }
 
     /// One that is not submitted yet.
-    pub(crate) fn new(spec: &'j JobSpec, view: &Cluster) -> Self {
-        let ask = Ask::new(spec, view.index());
-        Candidate { id: JobId::default(), spec, ask, waited_ms: 0 }
+    pub(crate) fn new(spec: &'j JobSpec, draft: &mut Draft<'_>) -> Self {
+        Candidate { id: JobId::default(), spec, ask: draft.ask_of(spec, true), waited_ms: 0 }
     }
 }
 
@@ -154,7 +161,8 @@ impl<'a> Cycle<'a> {
             if cycle.decisions.len() >= MAX_DECISIONS {
                 return false;
             }
-            let verdict = cycle.consider(&Candidate::of(job, cycle.view));
+            let candidate = Candidate::of(job, &mut cycle.draft);
+            let verdict = cycle.consider(&candidate);
             cycle.decide(job, verdict);
             true
         })
@@ -176,7 +184,8 @@ impl<'a> Cycle<'a> {
         self.walk(|cycle, job| {
             let before = !until(job);
             if before {
-                cycle.consider(&Candidate::of(job, cycle.view));
+                let candidate = Candidate::of(job, &mut cycle.draft);
+                cycle.consider(&candidate);
             }
             before
         });
@@ -185,25 +194,17 @@ impl<'a> Cycle<'a> {
     /// The passes over one gang, least disruptive first.
     pub(crate) fn consider(&mut self, candidate: &Candidate<'_>) -> Verdict {
         let ask = &candidate.ask;
-        if let Some(reason) = self.queues.refuse(candidate.spec, ask.gpus()) {
+        if let Some(reason) = self.queues.refuse(candidate.spec, ask.with(ask.least).gpus()) {
             return Verdict::Wait { reason, planned: None };
         }
         let known = self.stuck.get(ask).cloned();
-        let new = known.is_none();
-        if new && let Some(placement) = allocate::allocate(&mut self.draft, ask) {
-            return self.start(candidate, placement);
+        if let Some(verdict) = self.at_once(candidate, known.is_none()) {
+            return verdict;
         }
-        if let Some(placement) = backfill::slip(self, candidate, allocate::allocate) {
-            return self.start(candidate, placement);
-        }
-        if new && let Some(placement) = preempt::preempt(&mut self.draft, ask) {
-            return self.hold(candidate, placement);
-        }
-        if let Some(placement) = backfill::slip(self, candidate, preempt::preempt) {
-            return self.hold(candidate, placement);
-        }
-        backfill::give_up(self, candidate);
-        if new && let Some((reason, on)) = earmark::earmark(&mut self.draft, ask) {
+        let least = ask.with(ask.least);
+        if known.is_none()
+            && let Some((reason, on)) = earmark::earmark(&mut self.draft, &least)
+        {
             let done = Done { claim: ask.claim, on, victims: Vec::new() };
             self.gave(candidate.id, done, End::of_new(candidate.spec, self.view.now_ms()));
             return Verdict::Wait { reason, planned: None };
@@ -226,10 +227,35 @@ impl<'a> Cycle<'a> {
         }
     }
 
+    /// A start or a hold, beside all bookings or beside those that begin only after the gang has
+    /// ended. `new`: the shape is not known to be stuck beside all.
+    fn at_once(&mut self, candidate: &Candidate<'_>, new: bool) -> Option<Verdict> {
+        let sized = self.sized_for(candidate, Pool::Evicted);
+        if new && let Some(placement) = allocate::allocate(&mut self.draft, &sized) {
+            return Some(self.start(candidate, placement));
+        }
+        if let Some(placement) = backfill::slip(self, candidate, allocate::allocate) {
+            return Some(self.start(candidate, placement));
+        }
+        if new && let Some(placement) = evicting(&mut self.draft, &sized) {
+            return Some(self.hold(candidate, placement));
+        }
+        if let Some(placement) = backfill::slip(self, candidate, evicting) {
+            return Some(self.hold(candidate, placement));
+        }
+        backfill::give_up(self, candidate);
+        if new && candidate.ask.least < sized.workers {
+            let fewer = self.sized_for(candidate, Pool::Free);
+            let placement = allocate::allocate(&mut self.draft, &fewer)?;
+            return Some(self.start(candidate, placement));
+        }
+        None
+    }
+
     fn start(&mut self, candidate: &Candidate<'_>, placement: Placement) -> Verdict {
         let done = self.done_of(&candidate.ask.claim, &placement);
         self.gave(candidate.id, done, End::of_new(candidate.spec, self.view.now_ms()));
-        self.queues.give(&candidate.spec.queue, candidate.ask.gpus());
+        self.queues.give(&candidate.spec.queue, gpus_of(&placement));
         Verdict::Start(placement)
     }
 
@@ -237,7 +263,7 @@ impl<'a> Cycle<'a> {
         let done = self.done_of(&candidate.ask.claim, &placement);
         let clear_ms = self.view.now_ms() + placement.notice_ms;
         self.gave(candidate.id, done, End::of_new(candidate.spec, clear_ms));
-        self.queues.give(&candidate.spec.queue, candidate.ask.gpus());
+        self.queues.give(&candidate.spec.queue, gpus_of(&placement));
         Verdict::Hold(placement)
     }
 
@@ -248,6 +274,35 @@ impl<'a> Cycle<'a> {
         {
             self.draft = draft;
         }
+    }
+
+    /// With as many workers as there is room for and its queue may have.
+    fn sized_for(&mut self, candidate: &Candidate<'_>, pool: Pool) -> Ask {
+        let sized = self.sized(&candidate.ask, pool);
+        let fits = |ask: &Ask| self.queues.refuse(candidate.spec, ask.gpus()).is_none();
+        match fits(&sized) {
+            true => sized,
+            false => candidate.ask.with(candidate.ask.least), // that it may have
+        }
+    }
+
+    /// A start or a hold for exactly so many workers, if there is one.
+    pub(crate) fn placed(&mut self, sized: &Ask) -> Option<Verdict> {
+        if let Some(placement) = allocate::allocate(&mut self.draft, sized) {
+            return Some(Verdict::Start(placement));
+        }
+        evicting(&mut self.draft, sized).map(Verdict::Hold)
+    }
+
+    /// The ask with the number of workers to try: all, or as many as a pool has for one that may
+    /// be fewer.
+    pub(crate) fn sized(&mut self, ask: &Ask, pool: Pool) -> Ask {
+        if ask.least == ask.workers {
+            return *ask;
+        }
+        self.draft.slots(&ask.claim, pool);
+        let slots = self.draft.counted(&ask.claim, pool);
+        ask.with(fit::most(&self.draft, ask, slots))
     }
 
     fn decide(&mut self, job: &Job, verdict: Verdict) {
@@ -269,4 +324,16 @@ impl<'a> Cycle<'a> {
         };
         self.decisions.push(decision);
     }
+}
+
+/// Fillers leave for a gang.
+fn evicting(draft: &mut Draft<'_>, sized: &Ask) -> Option<Placement> {
+    match sized.is_formless() && !sized.claim.exclusive {
+        true => preempt::preempt(draft, sized),
+        false => clear::clear(draft, sized),
+    }
+}
+
+fn gpus_of(placement: &Placement) -> u64 {
+    placement.places.iter().map(|place| u64::from(place.gpus.count())).sum()
 }

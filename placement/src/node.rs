@@ -214,16 +214,6 @@ impl DraftNode {
         self.host = self.host.plus(-cpus, -memory_mib);
     }
 
-    /// As if an allocation had left already.
-    pub(crate) fn vacate(&mut self, victim: AllocationId) {
-        let Some(at) = self.tenants.iter().position(|tenant| tenant.allocation == victim) else {
-            return;
-        };
-        let tenant = self.tenants.remove(at);
-        self.free = self.free.or(tenant.gpus);
-        self.host = self.host.plus(tenant.cpus as i64, tenant.memory_mib as i64);
-    }
-
     /// Cores and memory of fillers that a booking of these GPUs sends away.
     pub(crate) fn sent_away(&self, gpus: GpuMask) -> (u64, u64) {
         let fillers = self.tenants.iter().filter(|tenant| tenant.fate == Fate::Evictable);
@@ -231,6 +221,16 @@ impl DraftNode {
         theirs.fold((0, 0), |(cpus, memory_mib), tenant| {
             (cpus + tenant.cpus, memory_mib + tenant.memory_mib)
         })
+    }
+
+    /// As if an owner had gone; `gpus` come free with it.
+    pub(crate) fn vacate(&mut self, owner: AllocationId, gpus: GpuMask) {
+        let Some(at) = self.tenants.iter().position(|tenant| tenant.allocation == owner) else {
+            return;
+        };
+        let tenant = self.tenants.remove(at);
+        self.free = self.free.or(tenant.gpus).or(gpus);
+        self.host = self.host.plus(tenant.cpus as i64, tenant.memory_mib as i64);
     }
 
     /// Promises GPUs, whoever is on them now.
@@ -247,6 +247,9 @@ impl DraftNode {
     /// Promises GPUs to so many workers, with the cores and memory that they claim.
     pub(crate) fn take(&mut self, gpus: GpuMask, claim: &Claim, workers: u32) {
         self.promise(gpus);
+        if claim.exclusive {
+            self.free = GpuMask::NONE;
+        }
         let workers = i64::from(workers);
         self.host =
             self.host.plus(-(claim.cpus as i64) * workers, -(claim.memory_mib as i64) * workers);

@@ -2,7 +2,9 @@
 
 pub(crate) mod allocate;
 pub(crate) mod backfill;
+pub(crate) mod clear;
 pub(crate) mod earmark;
 pub(crate) mod fill;
+pub(crate) mod grow;
 pub(crate) mod preempt;
 pub(crate) mod reclaim;

@@ -5,13 +5,13 @@
 //! if they were free.
 
 use rowen_state::Filler;
-use rowen_topology::{DomainId, FlatIndex, Level};
+use rowen_topology::{DomainId, Level};
 
 use crate::{
     demand::{Ask, Claim, LevelWord, Model},
     draft::Draft,
-    fit,
-    slots::{Pool, Slots},
+    fit::{self, Holding},
+    slots::Pool,
 };
 
 /// Longest reason. The state keeps 512 bytes of it: a longer one would never be found to be the
@@ -33,16 +33,22 @@ pub(crate) fn why_not(draft: &mut Draft<'_>, ask: &Ask) -> String {
         return reason;
     }
     let index = draft.index();
-    let room = draft.slots(&ask.claim, Pool::Soon);
-    let Some((nearest, workers)) = nearest(index, room, ask.required) else {
+    draft.slots(&ask.claim, Pool::Soon);
+    let slots = draft.counted(&ask.claim, Pool::Soon);
+    let Some((nearest, workers)) = Holding::of(draft, ask, slots).nearest(index, ask.required)
+    else {
         return "the fabric has no nodes yet".into();
     };
-    let needs = ask.in_words(index);
+    let needs = draft.in_words(ask);
     let name = fit::name(index, nearest);
     let gives = workers * u64::from(ask.claim.gpus);
-    let rest = Census::of(draft, &ask.claim, nearest).in_words();
-    let (needed, open) = (ask.gpus(), if rest.is_empty() { "" } else { ": " });
-    format!("needs {needs}; the nearest, {name}, can give {gives} of {needed} GPUs{open}{rest}")
+    let lost = (slots.within(nearest) - workers) * u64::from(ask.claim.gpus);
+    let rest = Census::of(draft, &ask.claim, nearest).with_lost(lost).in_words();
+    let (needed, open) = (ask.least_gpus(), if rest.is_empty() { "" } else { ": " });
+    let wait = if ask.waits { " while its locality wait lasts" } else { "" };
+    format!(
+        "needs {needs}{wait}; the nearest, {name}, can give {gives} of {needed} GPUs{open}{rest}"
+    )
 }
 
 /// Why the gang does not fit even on an empty fabric, if so.
@@ -51,13 +57,18 @@ pub(crate) fn never(draft: &mut Draft<'_>, ask: &Ask) -> Option<String> {
         return Some(format!("can never start: {reason}"));
     }
     let index = draft.index();
-    let (largest, workers) = nearest(index, draft.slots(&ask.claim, Pool::Empty), ask.required)?;
-    (workers < ask.workers.into()).then(|| {
+    if ask.waits {
+        return None; // another level will do later
+    }
+    draft.slots(&ask.claim, Pool::Empty);
+    let empty = Holding::of(draft, ask, draft.counted(&ask.claim, Pool::Empty));
+    let (largest, workers) = empty.nearest(index, ask.required)?;
+    (workers < ask.least.into()).then(|| {
         format!(
             "can never start: needs {}; the largest, {}, holds {workers} of {} workers when empty",
-            ask.in_words(index),
+            draft.in_words(ask),
             fit::name(index, largest),
-            ask.workers
+            ask.least
         )
     })
 }
@@ -69,7 +80,7 @@ pub(crate) fn no_room_on_a_node(draft: &mut Draft<'_>, filler: &Filler, claim: &
     }
     no_such_node(draft, claim).unwrap_or_else(|| {
         let host = if claim.cpus + claim.memory_mib > 0 { ", cores and memory" } else { "" };
-        format!("no node has {}{host} free", claim.in_words(draft.index()))
+        format!("no node has {}{host} free", draft.terms().claim_in_words(claim, draft.index()))
     })
 }
 
@@ -85,9 +96,11 @@ fn no_such_node(draft: &mut Draft<'_>, claim: &Claim) -> Option<String> {
     if draft.slots(claim, Pool::Empty).nodes().iter().any(|slots| *slots > 0) {
         return None;
     }
-    let admitted = draft.positions().filter(|pos| claim.admits(index.model(*pos)));
-    let most = admitted.map(|pos| u32::from(index.gpu_count(pos))).max().unwrap_or(0);
-    let wanted = claim.in_words(index);
+    let wanted = draft.terms().claim_in_words(claim, index);
+    let admitted = draft.positions().filter(|pos| draft.admits(claim, *pos));
+    let Some(most) = admitted.map(|pos| u32::from(index.gpu_count(pos))).max() else {
+        return Some(format!("no node will do for {wanted}; the models are {}", models(draft)));
+    };
     Some(match most < claim.gpus {
         true => format!("no node has {wanted}, the largest has {most}"),
         false => format!(
@@ -103,12 +116,6 @@ fn models(draft: &Draft<'_>) -> String {
     names.join(", ")
 }
 
-/// The domain of a level with the most room, and how much. `None` without nodes.
-pub(crate) fn nearest(index: &FlatIndex, room: &Slots, level: Level) -> Option<(DomainId, u64)> {
-    let with_room = fit::domains(index, level).map(|domain| (domain, room.within(domain)));
-    with_room.max_by_key(|(domain, room)| (*room, std::cmp::Reverse(*domain)))
-}
-
 /// What has become of the GPUs of a domain that a claim cannot use, not even soon.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Census {
@@ -117,6 +124,12 @@ pub(crate) struct Census {
     down: u32,
     fragments: u32,
     no_host: u32,
+    /// Free on nodes that others are on too.
+    shared: u32,
+    /// Beside whole groups, or beyond a spread.
+    lost: u64,
+    /// On nodes whose links are too slow.
+    slow: u32,
 }
 
 impl Census {
@@ -126,7 +139,7 @@ impl Census {
         let mut census = Census::default();
         let nodes = index.domain(domain).nodes.clone();
         for (pos, count) in draft.rooms().counts_of(nodes) {
-            if !claim.admits(index.model(pos)) {
+            if !draft.admits(&claim.any_way(), pos) {
                 continue;
             }
             let gpus = u32::from(index.gpu_count(pos));
@@ -145,10 +158,23 @@ impl Census {
             census.down += sick;
             census.kept += kept;
             census.gangs += gpus - sick - open - kept;
+            if !draft.reaches(claim, pos) {
+                census.slow += open;
+                continue;
+            }
+            if claim.exclusive && open < gpus - sick {
+                census.shared += open;
+                continue;
+            }
             census.fragments += open % claim.gpus;
             census.no_host += (open / claim.gpus - slots.at(pos)) * claim.gpus;
         }
         census
+    }
+
+    /// With GPUs whose workers make up no whole group.
+    pub(crate) fn with_lost(self, lost: u64) -> Census {
+        Census { lost, ..self }
     }
 
     /// `gangs have 64, 8 are down`.
@@ -159,6 +185,9 @@ impl Census {
             (self.down, "down, silent or out of service:"),
             (self.fragments, "in pieces too small:"),
             (self.no_host, "without cores or memory:"),
+            (self.shared, "on nodes that others are on:"),
+            (self.lost as u32, "left over beside whole groups:"),
+            (self.slow, "behind faulty links:"),
         ];
         let parts = parts.into_iter().filter(|(count, _)| *count > 0);
         parts.map(|(count, what)| format!("{what} {count}")).collect::<Vec<_>>().join(", ")
@@ -172,6 +201,9 @@ impl Census {
             (self.down, "GPUs that are down or out of service"),
             (self.fragments, "fragmentation"),
             (self.no_host, "cores or memory"),
+            (self.shared, "nodes that others are on"),
+            (self.lost as u32, "whole groups"),
+            (self.slow, "faulty links"),
         ];
         let most = kinds.into_iter().rev().max_by_key(|(count, _)| *count);
         most.map_or("GPUs", |(_, what)| what)

@@ -8,7 +8,7 @@ use std::ops::Range;
 use rowen_state::{Count, Host, Rooms};
 use rowen_topology::{DomainId, FlatIndex, Level, NodePos};
 
-use crate::{demand::Claim, draft::Draft};
+use crate::{demand::Claim, draft::Draft, node::Fate};
 
 /// What a count of slots counts on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -53,13 +53,25 @@ impl Slots {
         for pos in draft.moves().iter().copied().chain(leaving.into_iter().flatten()) {
             at[pos.0 as usize] = one(draft, &fits, pool, pos);
         }
+        if claim.exclusive {
+            for (slots, pos) in at.iter_mut().zip((0u32..).map(NodePos)).filter(|(at, _)| **at > 0)
+            {
+                *slots *= u16::from(is_empty(draft, pool, pos));
+            }
+        }
+        Slots::summed(draft, claim, at)
+    }
+
+    /// Counts with `slots` of each node whose model will do.
+    pub(crate) fn count(draft: &Draft<'_>, claim: &Claim, slots: impl Fn(NodePos) -> u32) -> Slots {
+        let at = draft.positions().map(|pos| slots(pos).min(u16::MAX.into()) as u16).collect();
         Slots::summed(draft, claim, at)
     }
 
     fn summed(draft: &Draft<'_>, claim: &Claim, mut at: Vec<u16>) -> Slots {
         if !claim.admits_all() {
             for (slots, pos) in at.iter_mut().zip((0u32..).map(NodePos)) {
-                *slots *= u16::from(claim.admits(draft.index().model(pos)));
+                *slots *= u16::from(draft.admits(claim, pos));
             }
         }
         let index = draft.index();
@@ -89,7 +101,8 @@ impl Slots {
         }
         let fits = Fits::new(claim);
         for pos in &draft.moves()[self.moves..] {
-            let admitted = claim.admits(draft.index().model(*pos));
+            let admitted =
+                draft.admits(claim, *pos) && (!claim.exclusive || is_empty(draft, pool, *pos));
             let new = if admitted { one(draft, &fits, pool, *pos) } else { 0 };
             self.replace(draft.index(), *pos, new);
         }
@@ -235,6 +248,30 @@ fn one(draft: &Draft<'_>, fits: &Fits, pool: Pool, pos: NodePos) -> u16 {
         Pool::Free | Pool::Evicted => {}
     }
     fits.on(gpus.count() as u8, room.host.plus(cpus as i64, memory_mib as i64))
+}
+
+/// Whether a node has nobody on it, once everybody has gone whom a pool counts as gone.
+fn is_empty(draft: &Draft<'_>, pool: Pool, pos: NodePos) -> bool {
+    if pool == Pool::Empty {
+        return true;
+    }
+    let mut gpus = draft.room(pos).free;
+    if pool != Pool::Free {
+        gpus = gpus.or(draft.evictable(pos).gpus);
+    }
+    if pool == Pool::Soon {
+        gpus = gpus.or(draft.leaving_at(pos).gpus);
+    }
+    let missing = u32::from(draft.index().gpu_count(pos)) - gpus.count();
+    // GPUs that nobody can have may have an owner all the same.
+    missing == 0
+        || (missing == u32::from(draft.rooms().count(pos).sick)
+            && draft.view.node_at(pos).holders().is_empty()
+            && draft.node(pos).tenants.iter().all(|tenant| match pool {
+                Pool::Evicted => tenant.fate == Fate::Evictable,
+                Pool::Soon => tenant.fate != Fate::Staying,
+                Pool::Free | Pool::Empty => false,
+            }))
 }
 
 /// A claim, made ready for many nodes: no division where there are enough cores and memory.
@@ -391,7 +428,8 @@ pub(crate) mod tests {
 
     /// Of GPUs alone.
     pub(crate) fn claim(gpus: u32) -> Claim {
-        Claim { gpus, cpus: 0, memory_mib: 0, model: crate::demand::Model::Any }
+        let resources = Resources { gpus, ..Resources::default() };
+        Claim::new(&resources, &FlatIndex::default())
     }
 
     #[test]

@@ -15,6 +15,7 @@
 //! killed process loses nothing by it: the log has what no checkpoint covers.
 
 mod db;
+mod digest;
 mod period;
 mod periods;
 #[cfg(test)]
@@ -25,7 +26,7 @@ use std::{
     io,
     path::{Path, PathBuf},
     sync::{
-        Arc, Mutex, MutexGuard, RwLock, RwLockReadGuard,
+        Arc, Mutex, MutexGuard, OnceLock, RwLock, RwLockReadGuard,
         atomic::{AtomicU64, Ordering},
     },
 };
@@ -34,7 +35,8 @@ use rowen_planted::{Bug, planted};
 
 use self::{
     db::Place,
-    period::{Notes, Period},
+    digest::{RecordDigest, Trust},
+    period::{Notes, Period, Sums},
     periods::{Merged, Periods},
 };
 use crate::disk::Disk;
@@ -122,12 +124,21 @@ pub struct Archive {
     waiting: RwLock<Waiting>,
     /// Held by whoever writes; taken before `waiting`.
     writing: Mutex<Writing>,
+    /// What a record adds to the state's digest; set by whoever applies.
+    record_digest: OnceLock<RecordDigest>,
 }
 
 #[derive(Default)]
 struct Writing {
     /// Records up to here are missing.
     gap: Option<u64>,
+    /// How often one was noted: what was fetched before may have gone with it.
+    gaps: u64,
+    /// The state's digest of all records that were written; `None`: the state keeps none yet.
+    sum: Option<u128>,
+    /// The same as of the beginning of each period of which it is known.
+    sums: Sums,
+    trust: Trust,
     /// Older periods that took records from a peer and were not synced since.
     dirty: Vec<u64>,
     waiting_bytes: usize,
@@ -212,18 +223,31 @@ impl Archive {
             next: AtomicU64::new(notes.next.unwrap_or(0)),
             synced: AtomicU64::new(0),
             waiting: RwLock::default(),
-            writing: Mutex::new(Writing { gap: notes.gap, ..Writing::default() }),
+            writing: Mutex::new(Writing {
+                gap: notes.gap,
+                sum: notes.sum,
+                sums: notes.sums,
+                ..Writing::default()
+            }),
+            record_digest: OnceLock::new(),
         };
         let lost = |start: &&u64| !starts.contains(start) && archive.periods.is_kept(**start);
-        if let Some(start) = notes.periods.iter().find(lost) {
+        for start in notes.periods.iter().filter(lost) {
             tracing::warn!(start, "a period of the archive is missing; it comes from a peer");
+            archive.periods.begin_anew(*start)?;
             archive.note_gap(&mut archive.writing())?;
         }
         Ok(archive)
     }
 
-    /// Takes the records of the entries up to `upto`, but those it has already.
-    pub(crate) fn write(&self, upto: u64, records: Vec<Indexed>) -> Result<(), ArchiveError> {
+    /// Takes the records of the entries up to `upto`, but those it has already. `digest`: the
+    /// state's, after the last of them.
+    pub(crate) fn write(
+        &self,
+        upto: u64,
+        records: Vec<Indexed>,
+        digest: Option<u128>,
+    ) -> Result<(), ArchiveError> {
         let mut writing = self.writing();
         let next = self.next.load(Ordering::Acquire);
         if upto < next {
@@ -237,18 +261,21 @@ impl Archive {
             if start > newest {
                 self.spill(&mut writing)?;
                 self.next.store(index, Ordering::Release);
-                self.reach(start, &writing)?;
+                self.reach(start, &mut writing)?;
             }
+            self.add(&mut writing, &record);
             writing.waiting_bytes += record.key.len() + record.value.len();
             let mut waiting = self.waiting.write().expect("no holder of this lock panics");
             waiting.insert(record.key, (index, record.value));
         }
         self.next.store(upto + 1, Ordering::Release);
+        self.compare(upto, digest, &mut writing)?;
         if writing.waiting_bytes > WAITING_BYTES { self.spill(&mut writing) } else { Ok(()) }
     }
 
-    /// Notes that the state jumped to `upto` by a snapshot; what lies between is missing here.
-    pub(crate) fn skip_to(&self, upto: u64) -> Result<(), ArchiveError> {
+    /// Notes that the state jumped to `upto`, where its digest is `digest`, by a snapshot; what lies
+    /// between is missing here.
+    pub(crate) fn skip_to(&self, upto: u64, digest: Option<u128>) -> Result<(), ArchiveError> {
         let mut writing = self.writing();
         let next = self.next.load(Ordering::Acquire);
         if upto < next {
@@ -257,9 +284,12 @@ impl Archive {
         tracing::warn!(from = next, upto, "the archive lacks records; they come from a peer");
         self.spill(&mut writing)?;
         writing.gap = Some(upto);
-        let period = self.reach(self.periods.start_of(upto)?, &writing)?;
-        let notes = Notes { next: Some(upto + 1), gap: Some(upto), ..Notes::default() };
-        period.write([], &notes)?;
+        writing.gaps += 1;
+        writing.sum = None; // of a period that begins in the gap nobody knows it
+        let period = self.reach(self.periods.start_of(upto)?, &mut writing)?;
+        writing.sum = digest;
+        let (next, gap, sum) = (Some(upto + 1), Some(upto), digest);
+        period.write([], &Notes { next, gap, sum, ..Notes::default() })?;
         self.next.store(upto + 1, Ordering::Release);
         Ok(())
     }
@@ -298,7 +328,11 @@ impl Archive {
             let end = if start == newest { u64::MAX } else { self.periods.end_of(start) };
             let rest = items.split_off(items.partition_point(|item| item.index < end));
             if start >= newest {
-                self.reach(start, &writing)?.merge(items)?;
+                // What the state's digest was there is not known.
+                let sum = writing.sum.take_if(|_| start > newest);
+                let reached = self.reach(start, &mut writing)?;
+                writing.sum = writing.sum.or(sum);
+                reached.merge(items)?;
             } else if self.periods.is_kept(start) {
                 self.merge_older(start, items, &mut writing)?;
             }
@@ -332,14 +366,21 @@ impl Archive {
         Ok(())
     }
 
-    /// Ends the gap if a peer's records up to `applied` cover it.
-    pub(crate) fn close_gap(&self, applied: u64) -> Result<bool, ArchiveError> {
+    /// How often a gap was noted; to be asked before records are fetched.
+    pub(crate) fn gaps(&self) -> u64 {
+        self.writing().gaps
+    }
+
+    /// Ends the gap if a peer's records up to `applied`, fetched since there were `gaps`, cover it:
+    /// what was put aside meanwhile took with it what they brought.
+    pub(crate) fn close_gap(&self, applied: u64, gaps: u64) -> Result<bool, ArchiveError> {
         let mut writing = self.writing();
-        let is_covered = writing.gap.is_none_or(|upto| applied >= upto);
+        let is_covered = gaps == writing.gaps && writing.gap.is_none_or(|upto| applied >= upto);
         if is_covered {
             // The records first: a gap that is forgotten is never filled.
             for start in std::mem::take(&mut writing.dirty) {
                 self.periods.sync(start)?;
+                writing.trust.forget(start);
             }
             let newest = self.periods.newest()?;
             newest.write([], &Notes { periods: self.periods.starts()?, ..Notes::default() })?;
@@ -386,7 +427,8 @@ impl Archive {
             Indexed { index, record }
         });
         // In one batch: after a crash either all are there and the note says so, or neither.
-        self.periods.newest()?.write(records, &Notes { next: Some(next), ..Notes::default() })?;
+        let notes = Notes { next: Some(next), sum: writing.sum, ..Notes::default() };
+        self.periods.newest()?.write(records, &notes)?;
         // Only now: a reader finds each record in one of the two places.
         self.waiting.write().expect("no holder of this lock panics").clear();
         writing.waiting_bytes = 0;
@@ -398,20 +440,20 @@ impl Archive {
     }
 
     /// The period that begins at `start` for writing; begins it where it is later than all others.
-    fn reach(
-        &self,
-        start: u64,
-        writing: &MutexGuard<'_, Writing>,
-    ) -> Result<Arc<Period>, ArchiveError> {
+    fn reach(&self, start: u64, writing: &mut Writing) -> Result<Arc<Period>, ArchiveError> {
         let newest = self.periods.newest()?;
         if start <= newest.start {
             return Ok(newest);
         }
         let next = self.next.load(Ordering::Acquire);
-        newest.write([], &Notes { next: Some(next), ..Notes::default() })?;
-        let gap = writing.gap;
-        let begun =
-            self.periods.begin(start, |periods| Notes { next: Some(next), gap, periods })?;
+        let (gap, sum) = (writing.gap, writing.sum);
+        newest.write([], &Notes { next: Some(next), sum, ..Notes::default() })?;
+        writing.sums.extend(sum.map(|sum| (start, sum)));
+        let sums = &mut writing.sums;
+        let begun = self.periods.begin(start, |periods| {
+            sums.retain(|start, _| periods.contains(start));
+            Notes { next: Some(next), gap, sum, periods, sums: sums.clone() }
+        })?;
         // Everything before it is synced now.
         self.synced.fetch_max(next, Ordering::AcqRel);
         Ok(begun)
@@ -446,6 +488,7 @@ impl Archive {
     fn note_gap(&self, writing: &mut Writing) -> Result<(), ArchiveError> {
         let Some(upto) = self.applied() else { return Ok(()) };
         writing.gap = Some(upto);
+        writing.gaps += 1;
         self.periods.newest()?.write([], &Notes { gap: Some(upto), ..Notes::default() })
     }
 

@@ -42,6 +42,16 @@ pub trait StateMachine: Send + 'static {
     fn snapshot(&self) -> Box<dyn FnOnce() -> Vec<u8> + Send>;
     /// Replaces the state by that of a snapshot taken at `index`.
     fn restore(&mut self, index: u64, snapshot: &[u8]) -> Result<(), String>;
+    /// What the state says of all records given away so far: it grows by what
+    /// [`StateMachine::record_digest`] says of each, without carry, and only differences count.
+    /// Each period of the archive is held against it. `None`: it does not say (yet).
+    fn archive_digest(&self) -> Option<u128> {
+        None
+    }
+    /// See [`StateMachine::archive_digest`]. No key may come twice.
+    fn record_digest(&self) -> fn(&ArchiveRecord) -> u128 {
+        |_| 0
+    }
 }
 
 /// How many entries share one archive batch and one call of [`StateMachine::applied`].
@@ -73,6 +83,7 @@ impl Applier {
         snapshots: Arc<Snapshots>,
         may_block: bool,
     ) -> Applier {
+        archive.sum_by(machine.record_digest());
         Applier {
             machine: Mutex::new(Box::new(machine)),
             last: None,
@@ -115,7 +126,8 @@ impl Applier {
     fn finish(&mut self, batch: &mut Batch) -> io::Result<()> {
         let Some(last) = self.last else { return Ok(()) };
         let Batch { records, replies, .. } = std::mem::take(batch);
-        self.archive.write(last.index(), records)?;
+        let digest = self.machine().archive_digest();
+        self.archive.write(last.index(), records, digest)?;
         self.machine().applied(last.index());
         for (responder, reply) in replies {
             responder.send(reply);
@@ -182,7 +194,8 @@ impl RaftStateMachine<TypeConfig> for Applier {
         })?;
         self.snapshots.save(meta, &snapshot)?;
         if meta.last_log_id.is_some() {
-            self.archive.skip_to(index)?;
+            let digest = self.machine().archive_digest();
+            self.archive.skip_to(index, digest)?;
         }
         self.last = meta.last_log_id;
         self.membership = meta.last_membership.clone();

@@ -80,7 +80,7 @@ fn write_archive(
     records: impl Iterator<Item = ArchiveRecord>,
 ) -> Result<(), OpenError> {
     let archive = Archive::open(&config.dir.join("archive"), config.retention())?;
-    archive.write(index, Vec::new())?;
+    archive.write(index, Vec::new(), None)?;
     let mut piece = Vec::new();
     for record in records {
         piece.push(Indexed { index, record });

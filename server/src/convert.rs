@@ -4,6 +4,7 @@
 mod agent;
 mod fabric;
 mod filler;
+mod health;
 mod job;
 mod node;
 mod queue;
@@ -11,6 +12,7 @@ mod queue;
 pub use agent::{Wishes, node_report, task_report};
 pub use fabric::{fabric_from_proto, fabric_to_proto};
 pub use filler::{filler_spec_from_proto, filler_spec_to_proto, filler_to_proto};
+pub use health::{gpu_reports, health_to_proto, part_reports};
 pub use job::{job_spec_from_proto, job_spec_to_proto, job_state_to_proto, job_to_proto};
 pub use node::{node_to_proto, occupancy};
 pub use queue::{queue_spec_from_proto, queue_to_proto};

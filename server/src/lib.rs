@@ -29,6 +29,7 @@ mod shell;
 mod timing;
 mod told;
 mod versions;
+mod what_if;
 
 pub use auth::{Principal, Role, rule};
 pub use config::{Config, Timing};
@@ -39,3 +40,4 @@ pub use replay::{Replay, replay};
 pub use serve::serve;
 pub use setup::{init, join, restore};
 pub use shell::{Shell, SimulatedFeed, SimulatedMachine};
+pub use what_if::what_if;

@@ -47,6 +47,8 @@ impl From<Timing> for Margins {
 /// A transition that did not come through is proposed again after this, then after twice as long.
 const PROPOSE_AGAIN_MS: u64 = 500;
 const PROPOSE_AGAIN_MAX_MS: u64 = 30_000;
+/// An agent that beats as seldom as it may has so many beats in a lease.
+const BEATS_A_LEASE: u64 = 3;
 
 /// When each node was last acknowledged by this leader.
 #[derive(Clone, Debug)]
@@ -138,9 +140,11 @@ impl Watch {
                 now_ms.saturating_sub(from_ms) > margins.until_lost_ms(notice_ms)
             })
         };
-        // Until an agent hears of a shorter lease, it beats as the one before allowed.
-        let earlier_lease_ms = self.earlier.map_or(0, |(_, margins)| margins.node_lease_ms);
-        let lease_ms = self.margins.node_lease_ms.max(earlier_lease_ms);
+        // Until an agent hears of a shorter lease, it beats as the one before allowed. By the beat
+        // and not by the lease: after a restore the longest lease may be any.
+        let earlier = cluster.meta().timing.and_then(|in_force| in_force.earlier);
+        let beats_ms = earlier.map_or(0, |earlier| earlier.heartbeat_ms * BEATS_A_LEASE);
+        let lease_ms = self.margins.node_lease_ms.max(beats_ms);
         for (id, heard) in &mut self.nodes {
             let silence_ms = now_ms.saturating_sub(heard.at_ms);
             if silence_ms <= lease_ms || now_ms < heard.again_at_ms {
@@ -328,8 +332,8 @@ mod tests {
     }
 
     fn in_force(world: &mut World, node_lease_ms: u64) -> Margins {
-        let timing =
-            Timing { node_lease_ms, heartbeat_ms: 1_000, kill_ms: 2_000, drift_ppm: 1_000 };
+        let heartbeat_ms = node_lease_ms / 3;
+        let timing = Timing { node_lease_ms, heartbeat_ms, kill_ms: 2_000, drift_ppm: 1_000 };
         let granted = world.0.meta().timing.is_none().then_some(timing);
         world.apply(Command::SetTiming { timing, granted }).unwrap();
         timing.into()
@@ -373,6 +377,40 @@ mod tests {
         world.apply(Command::SettleTiming { since }).unwrap();
         assert_eq!(watch.due(&world.0, 62_064), []);
         assert_eq!(lost_at(Watch::new(MARGINS, &world.0, 0), &world), 8_010);
+    }
+
+    /// An agent may hold a lease that the backup knows nothing of.
+    #[test]
+    fn a_restored_cluster_waits_for_the_longest_lease_but_hears_at_once_who_is_silent() {
+        let configured =
+            Timing { node_lease_ms: 6_000, heartbeat_ms: 2_000, kill_ms: 2_000, drift_ppm: 1_000 };
+        let mut newest = World::from(Cluster::newest());
+        in_force(&mut newest, 9_000);
+        // Of a version that had no timing in the state: what the new replica is configured with.
+        for (backup, lease_ms) in [(newest, 9_000), (World::new(), 6_000)] {
+            let (restored, _) = backup.0.reincarnate("a:1", 1, configured, 60_000);
+            let mut restored = World(restored);
+            assert!(restored.0.verify().is_empty());
+            let timing = restored.0.meta().timing.unwrap();
+            assert_eq!(timing.timing.node_lease_ms, lease_ms);
+            let mut watch = Watch::new(configured.into(), &restored.0, 0);
+            assert_eq!(watch.clone().due(&restored.0, lease_ms), []);
+            let due = watch.clone().due(&restored.0, lease_ms + 1);
+            assert!(matches!(due[..], [Command::NodeSilent { .. }]), "{due:?}");
+            assert_eq!(lost_at(watch.clone(), &restored), 62_070);
+            assert_eq!(lost_at(Watch::new(configured.into(), &restored.0, 0), &restored), 62_070);
+            // Heard of in time, and the longest one waited for: from there on as configured.
+            restored.come();
+            assert!(watch.renew(&restored.0, NODE, timing.timing.into(), 62_063));
+            let settled = Command::SettleTiming { since: timing.since };
+            assert_eq!(watch.due(&restored.0, 62_063), [settled.clone()]);
+            restored.apply(settled).unwrap();
+            let margin_ms = Margins::from(timing.timing).until_lost_ms(0);
+            assert_eq!(
+                lost_at(Watch::new(MARGINS, &restored.0, 0), &restored),
+                margin_ms / 10 * 10 + 10
+            );
+        }
     }
 
     #[test]

@@ -140,4 +140,13 @@ impl StateMachine for Machine {
         self.publish();
         Ok(())
     }
+
+    fn archive_digest(&self) -> Option<u128> {
+        let meta = self.core.cluster().meta();
+        (meta.version >= 2).then_some(meta.archive_digest)
+    }
+
+    fn record_digest(&self) -> fn(&ArchiveRecord) -> u128 {
+        |record| rowen_state::record_digest(&record.key, &record.value)
+    }
 }

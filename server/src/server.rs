@@ -106,7 +106,7 @@ impl Server {
     }
 }
 
-fn refusal_status(code: Code, message: String) -> Status {
+pub(crate) fn refusal_status(code: Code, message: String) -> Status {
     match code {
         Code::Invalid => Status::invalid_argument(message),
         Code::NotFound => Status::not_found(message),

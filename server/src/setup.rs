@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Context, bail};
 use rowen_api::v1::{self, cluster_service_client::ClusterServiceClient};
 use rowen_raft::{Member, Replica, ReplicaConfig, ReplicaId};
-use rowen_state::codec::READS_VERSION;
+use rowen_state::{MAX_NODE_LEASE_MS, codec::READS_VERSION};
 use serde::{Deserialize, Serialize};
 use tonic::{Code, Status, transport::Endpoint};
 
@@ -85,11 +85,20 @@ pub async fn join(config: &Config, peers: &[String]) -> anyhow::Result<u64> {
 
 /// Makes an empty data folder the first replica of a cluster that goes on from a backup.
 /// Its incarnation rises, so that no allocation of before can be mistaken for one of after.
-pub fn restore(config: &Config, bytes: &[u8]) -> anyhow::Result<u64> {
+/// `longest_lease`: what an agent of before may hold; the backup cannot know what was granted after
+/// it. Nodes that do not come back keep their GPUs for as long.
+pub fn restore(config: &Config, bytes: &[u8], longest_lease: Duration) -> anyhow::Result<u64> {
     config.validate().map_err(anyhow::Error::msg)?;
+    let longest_ms = u64::try_from(longest_lease.as_millis()).unwrap_or(u64::MAX);
+    if longest_ms > MAX_NODE_LEASE_MS {
+        bail!(
+            "longest-lease: is {longest_ms} ms; no cluster grants more than 1h: give at most that"
+        );
+    }
     refuse_used(config)?;
     let backup = backup::read(bytes)?;
-    let (cluster, id) = backup.cluster.reincarnate(&config.address(), unix_s());
+    let timing = config.timing.initial();
+    let (cluster, id) = backup.cluster.reincarnate(&config.address(), unix_s(), timing, longest_ms);
     let member = Member { id: ReplicaId(id.0), addr: config.address() };
     let raft = raft_config(config, member.id);
     let snapshot = cluster.to_snapshot()?;

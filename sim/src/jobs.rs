@@ -86,6 +86,7 @@ fn gang(job: &TraceJob, options: &Options) -> Option<JobSpec> {
         notice_ms: 120_000,
         restarts: 0,
         checkpoint_interval_ms: 0,
+        shape: Default::default(),
     };
     spec.validate().is_ok().then_some(spec)
 }

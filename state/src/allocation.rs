@@ -106,6 +106,10 @@ pub enum StopReason {
     Withdrawn,
     /// The filler's file changed what an instance runs.
     Redeployed,
+    /// The gang grows: a larger attempt of its own follows.
+    Resized,
+    /// A GPU of it is down.
+    GpuDown,
 }
 
 /// An allocation on its way out.

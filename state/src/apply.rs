@@ -6,6 +6,8 @@
 mod fabric;
 mod fillers;
 mod gangs;
+mod grow;
+mod health;
 mod jobs;
 mod liveness;
 mod nodes;
@@ -14,6 +16,7 @@ mod plans;
 mod queues;
 mod replicas;
 mod reports;
+mod shapes;
 mod tick;
 mod timing;
 mod version;
@@ -111,6 +114,7 @@ impl Cluster {
             Command::RaiseVersion { to, asked } => self.raise_version(*to, asked),
             Command::SetTiming { timing, granted } => self.set_timing(*timing, *granted),
             Command::SettleTiming { since } => self.settle_timing(*since),
+            Command::SetHealth(reports) => self.set_health(reports, outcome),
             Command::SetQueue(spec) => self.set_queue(spec),
             Command::RemoveQueue(name) => self.remove_queue(name),
             Command::Report(reports) => {

@@ -4,15 +4,16 @@ use std::{cmp::Reverse, collections::BTreeMap, sync::Arc};
 
 use imbl::{OrdMap, OrdSet};
 use rowen_planted::{Bug, planted};
-use rowen_topology::{FabricRecord, FlatIndex, NodePos};
+use rowen_topology::{FabricRecord, FlatIndex, Impaired, NodePos, Offers};
 use serde::Serialize;
 use xxhash_rust::xxh3::xxh3_128;
 
 use crate::{
     Allocation, AllocationId, Effect, Epoch, Filler, FillerId, GpuMask, InForce, Job, JobId,
     JobState, Node, NodeId, Outcome, Owner, Place, Queue, QueueId, Record, Replica, ReplicaId,
-    StopReason, Table,
+    StopReason, Table, Timing,
     codec::{self, READS_VERSION, Row, Stored},
+    health::{self, Health, Part, Parts},
     ledger::UsageKey,
     requests::Requests,
     rooms::{self, Rooms, Rows},
@@ -46,7 +47,8 @@ pub struct Meta {
     pub evictions: u64,
     /// Time of GPUs that left the fabric, in the order of [`crate::Class::ALL`].
     pub retired_ms: [u64; 4],
-    /// Running digest of the archive's records.
+    /// Running digest of the archive's records. From version 2 on it grows by [`record_digest`] of
+    /// each, so that any stretch of the archive can be held against it; before, it is a chain.
     pub archive_digest: u128,
     pub(crate) last_job: u64,
     pub(crate) last_filler: u64,
@@ -57,6 +59,13 @@ pub struct Meta {
     /// From version 2 on, once it was set: before, each replica goes by its own configuration.
     pub timing: Option<InForce>,
     pub(crate) last_queue: u64,
+}
+
+/// What a line of the archive adds to the digest. No key comes twice.
+pub fn record_digest(key: &[u8], value: &[u8]) -> u128 {
+    let mut bytes = Vec::with_capacity(key.len() + value.len() + 16);
+    codec::canonical(&(key, value), &mut bytes);
+    xxh3_128(&bytes)
 }
 
 /// Everything that is true. A clone is cheap: maps are persistent and share
@@ -73,6 +82,8 @@ pub struct Cluster {
     pub(crate) queues: Table<QueueId, Queue>,
     pub(crate) usage: OrdMap<UsageKey, u64>,
     pub(crate) requests: Requests,
+    /// Faulty GPUs and links. From version 2 on; empty before.
+    pub(crate) health: Parts,
     pub(crate) derived: Derived,
 }
 
@@ -92,11 +103,17 @@ pub(crate) struct Derived {
     pub(crate) ended: OrdSet<(u64, JobId)>,
     /// Jobs and allocations with something that a tick may end.
     pub(crate) timed: OrdSet<JobId>,
+    /// Running jobs with fewer workers than they asked for, that may grow.
+    pub(crate) growing: OrdSet<JobId>,
+    /// Live jobs that want their nodes for themselves.
+    pub(crate) exclusive: OrdSet<JobId>,
     /// Allocations that are being taken back.
     pub(crate) stopping: OrdSet<AllocationId>,
     /// Hash of the fabric and digest of usage lines, brought up to date with them.
     pub(crate) fabric_hash: u128,
     pub(crate) usage_digest: u128,
+    /// Nodes that faulty links slow down, by position.
+    pub(crate) impaired: Arc<Vec<Impaired>>,
 }
 
 impl Default for Cluster {
@@ -134,6 +151,7 @@ impl Cluster {
             queues: Table::new(7),
             usage: OrdMap::new(),
             requests: Requests::default(),
+            health: Parts::default(),
             derived: Derived::empty(&fabric, FIRST_VERSION),
             fabric: Arc::new(fabric),
         }
@@ -193,9 +211,17 @@ impl Cluster {
     }
 
     /// The state as a cluster restored from a backup begins with it: a new incarnation, so that
-    /// epochs of before are older than any of after, and one replica with an id never used.
+    /// epochs of before are older than any of after, one replica with an id never used, and a timing
+    /// that remembers leases of `longest_lease_ms`: granted after the backup, it says nothing of
+    /// them. `configured` counts where the backup has no timing.
     #[must_use]
-    pub fn reincarnate(mut self, addr: &str, unix_s: u64) -> (Cluster, ReplicaId) {
+    pub fn reincarnate(
+        mut self,
+        addr: &str,
+        unix_s: u64,
+        configured: Timing,
+        longest_lease_ms: u64,
+    ) -> (Cluster, ReplicaId) {
         // Two restores of one backup must not be one incarnation: what one of them gave away, agents
         // would take for the other's. In a fence it has 32 bits: enough until 2106.
         let unix_s = unix_s.min(u32::MAX.into());
@@ -208,6 +234,15 @@ impl Cluster {
         let admitted_ms = self.meta.now_ms;
         self.replicas.insert(id, Replica { id, addr: addr.to_owned(), admitted_ms });
         self.replicas.settle(self.meta.version);
+        // Its one replica is of this build; and what the timing remembers needs version 2.
+        (self.meta.version + 1..=READS_VERSION).for_each(|version| self.rise(version));
+        let before = self.meta.timing;
+        let (timing, since) =
+            before.map_or((configured, self.meta.applied), |before| (before.timing, before.since));
+        let granted = before.map_or(configured, |before| before.widest());
+        let longest = Timing { node_lease_ms: longest_lease_ms, ..granted };
+        let earlier = Some(granted.widest(longest)).filter(|earlier| *earlier != timing);
+        self.meta.timing = Some(InForce { timing, since, earlier });
         (self, id)
     }
 
@@ -227,6 +262,12 @@ impl Cluster {
             .queue
             .iter()
             .map(|(_, id)| self.jobs.get(*id).expect("a queued job is in the table"))
+    }
+
+    /// Running jobs with fewer workers than they asked for, that may grow, by id.
+    pub fn growing(&self) -> impl Iterator<Item = &Job> {
+        let ids = self.derived.growing.iter();
+        ids.map(|id| self.jobs.get(*id).expect("a job that runs is in the table"))
     }
 
     /// How many jobs are queued.
@@ -302,9 +343,31 @@ impl Cluster {
             &mut bytes,
         );
         if self.meta.version >= 2 {
+            codec::canonical(&self.health.digest(), &mut bytes);
             codec::canonical(&self.queues.digest(), &mut bytes);
         }
         xxh3_128(&bytes)
+    }
+
+    /// Parts of the fabric that are not as they should be.
+    pub fn health(&self) -> impl ExactSizeIterator<Item = (&Part, &Health)> {
+        self.health.rows().iter()
+    }
+
+    /// How a part is; `None`: as it should be.
+    pub fn health_of(&self, part: &Part) -> Option<&Health> {
+        self.health.rows().get(part)
+    }
+
+    /// Nodes whose GPUs reach others at less than full speed, by position.
+    pub fn impaired(&self) -> &[Impaired] {
+        &self.derived.impaired
+    }
+
+    /// What each domain can offer with its links as they are.
+    pub fn offers(&self) -> Offers {
+        let faults = health::link_faults(self.health.rows().iter());
+        rowen_topology::offers(&self.fabric, &self.derived.index, &faults)
     }
 
     /// GPUs a node could give to a gang by evicting fillers: owned by instances
@@ -377,11 +440,28 @@ impl Cluster {
         } else {
             self.derived.timed.remove(&id);
         }
+        if job.spec.shape.nodes.exclusive {
+            match state.ended() {
+                true => self.derived.exclusive.remove(&id),
+                false => self.derived.exclusive.insert(id),
+            };
+        }
         if state.ended() {
             job.ended_ms = now_ms;
             job.reason_index = index; // orders the ended jobs
             self.derived.ended.insert((index, id));
         }
+        self.derived.growing.remove(&id);
+        if state == JobState::Running && self.jobs.get(id).is_some_and(|job| self.is_small(job)) {
+            self.derived.growing.insert(id);
+        }
+    }
+
+    /// Whether a job may grow and has not all its workers.
+    fn is_small(&self, job: &Job) -> bool {
+        let own = job.allocation.and_then(|own| self.allocations.get(own));
+        job.spec.shape.grow_after_ms > 0
+            && own.is_some_and(|own| own.tasks.len() < job.spec.workers as usize)
     }
 
     /// Binds GPUs to an owner: allocation, slots, meters, generations.
@@ -432,7 +512,8 @@ impl Cluster {
                 job.gpu_ms += gpu_ms;
                 if !self.queues.is_empty() {
                     let queue = job.spec.queue.clone();
-                    let back = [(model, u64::from(gpus.count()))].into();
+                    let held = job.held_on(node_id).and(gpus); // for its next attempt
+                    let back = [(model, u64::from(gpus.without(held).count()))].into();
                     self.queue_uses(&queue, &back, false);
                 }
             }
@@ -493,13 +574,21 @@ impl Cluster {
     pub(crate) fn release_hold(&mut self, id: JobId, why: &str, outcome: &mut Outcome) {
         let Some(job) = self.jobs.get_mut(id) else { return };
         let Some(hold) = job.hold.take() else { return };
-        let queue = job.spec.queue.clone();
-        self.queue_uses(&queue, &self.gpus_of(&hold.places), false);
+        if !self.queues.is_empty() {
+            let queue = job.spec.queue.clone();
+            self.queue_uses(&queue, &self.held_beside(id, &hold.places), false);
+        }
         for Place { node, gpus } in hold.places {
             let Some(node) = self.nodes.get_mut(node) else { continue };
             for ordinal in gpus.iter() {
                 node.gpus[ordinal as usize].held = None;
             }
+        }
+        if self.jobs.get(id).is_some_and(|job| job.state == JobState::Stopping) {
+            // A gang that was to grow: it is queued again once its tasks have ended.
+            self.tell(id, format!("the hold of its next attempt was released: {why}"), outcome);
+            outcome.replan = true;
+            return;
         }
         self.set_job_state(id, JobState::Queued);
         self.set_job_reason(id, why.to_owned());
@@ -540,6 +629,9 @@ impl Cluster {
         self.replicas.rise(to);
         self.queues.rise(to);
         self.derived.fabric_hash = fabric_hash(&self.fabric, to);
+        if to == 2 {
+            self.adopt_sick_gpus();
+        }
     }
 
     /// The archive's keys of a job's story begin so; then index and line number.
@@ -570,9 +662,16 @@ impl Cluster {
             }
         }
         for record in &outcome.records {
-            let mut bytes = self.meta.archive_digest.to_le_bytes().to_vec();
-            codec::canonical(&(&record.key, &record.value), &mut bytes);
-            self.meta.archive_digest = xxh3_128(&bytes);
+            self.meta.archive_digest = match self.meta.version {
+                1 => {
+                    let mut bytes = self.meta.archive_digest.to_le_bytes().to_vec();
+                    codec::canonical(&(&record.key, &record.value), &mut bytes);
+                    xxh3_128(&bytes)
+                }
+                _ => {
+                    self.meta.archive_digest.wrapping_add(record_digest(&record.key, &record.value))
+                }
+            };
         }
         for id in self.nodes.dirty() {
             self.refresh_index(id);
@@ -642,12 +741,18 @@ impl Cluster {
             }
             if job.state.ended() {
                 derived.ended.insert((job.reason_index, id));
+            } else if job.spec.shape.nodes.exclusive {
+                derived.exclusive.insert(id);
+            }
+            if job.state == JobState::Running && self.is_small(job) {
+                derived.growing.insert(id);
             }
         }
         let stopping = self.allocations.iter().filter(|(_, allocation)| allocation.stop.is_some());
         derived.stopping = stopping.map(|(id, _)| id).collect();
         self.derived = derived;
         self.rehash_derived();
+        self.derive_impaired();
         for id in self.nodes.iter().map(|(id, _)| id).collect::<Vec<_>>() {
             self.refresh_index(id);
         }
@@ -672,9 +777,12 @@ impl Derived {
             queue: OrdSet::new(),
             ended: OrdSet::new(),
             timed: OrdSet::new(),
+            growing: OrdSet::new(),
+            exclusive: OrdSet::new(),
             stopping: OrdSet::new(),
             fabric_hash: fabric_hash(fabric, version),
             usage_digest: 0,
+            impaired: Arc::default(),
         }
     }
 }

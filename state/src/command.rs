@@ -4,8 +4,8 @@ use rowen_topology::FabricRecord;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    AllocationId, Epoch, FieldError, FillerId, FillerSpec, JobId, JobSpec, NodeId, Plan, QueueSpec,
-    ReplicaId, TaskPhase, Timing,
+    AllocationId, Epoch, FieldError, FillerId, FillerSpec, JobId, JobSpec, NodeId, PartReport,
+    Plan, QueueSpec, ReplicaId, TaskPhase, Timing,
 };
 
 /// One entry of the log. Enums here are only ever appended to.
@@ -116,6 +116,8 @@ pub enum Command {
         /// [`crate::InForce::since`].
         since: u64,
     },
+    /// Parts of the fabric have become faulty, or better.
+    SetHealth(Vec<PartReport>),
     /// Adds a queue, or changes the one of that name.
     SetQueue(QueueSpec),
     /// Forgets the queue of that name.
@@ -131,8 +133,13 @@ impl Command {
             Command::RaiseVersion { to, .. } => to.saturating_sub(1),
             Command::SetTiming { .. }
             | Command::SettleTiming { .. }
+            | Command::SetHealth(_)
             | Command::SetQueue(_)
             | Command::RemoveQueue(_) => 2,
+            Command::SubmitJob(spec) if !spec.shape.is_plain() => 2,
+            Command::CommitPlan(plan) => {
+                plan.decisions.iter().map(crate::Decision::since).max().unwrap_or(1)
+            }
             _ => 1,
         }
     }

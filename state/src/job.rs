@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{AllocationId, JobId, JobSpec, Place, StopReason, Task};
+use crate::{AllocationId, GpuMask, JobId, JobSpec, NodeId, Place, StopReason, Task};
 
 /// Where a job is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -99,9 +99,19 @@ pub struct Job {
     pub gpu_ms: u64,
     /// Tasks of the last attempt that is over, by rank.
     pub last_tasks: Vec<Task>,
+    /// When it began to wait: submitted, or queued again after an attempt. In a cluster of version
+    /// 1 always the first.
+    pub queued_ms: u64,
 }
 
 impl Job {
+    /// GPUs of a node that are held for it.
+    pub(crate) fn held_on(&self, node: NodeId) -> GpuMask {
+        let places = self.hold.iter().flat_map(|hold| &hold.places);
+        let here = places.filter(|place| place.node == node);
+        here.fold(GpuMask::NONE, |mask, place| mask.or(place.gpus))
+    }
+
     pub(crate) fn new(id: JobId, spec: JobSpec, now_ms: u64, index: u64) -> Self {
         Job {
             id,
@@ -122,6 +132,7 @@ impl Job {
             exit_code: 0,
             gpu_ms: 0,
             last_tasks: Vec::new(),
+            queued_ms: now_ms,
         }
     }
 }

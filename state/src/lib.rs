@@ -13,6 +13,7 @@ mod command;
 mod filler;
 #[doc(hidden)]
 pub mod fuzz;
+mod health;
 mod id;
 mod job;
 mod ledger;
@@ -22,6 +23,7 @@ mod queue;
 mod replica;
 mod requests;
 mod rooms;
+mod shape;
 mod snapshot;
 mod spec;
 mod stored;
@@ -31,12 +33,13 @@ mod v1;
 mod verify;
 
 pub use allocation::{Allocation, Owner, Stop, StopReason, Task, TaskPhase};
-pub use cluster::{Cluster, Meta};
+pub use cluster::{Cluster, Meta, record_digest};
 pub use command::{
     Code, Command, Effect, Entry, NodeReport, Outcome, Record, Refusal, Reply, RequestId,
     TaskReport,
 };
 pub use filler::{Filler, FillerState};
+pub use health::{Health, Part, PartReport, Seer, WHOLE_MILLI};
 pub use id::{AllocationId, Epoch, FillerId, GpuMask, JobId, NodeId, QueueId, ReplicaId};
 pub use job::{Hold, Job, JobEvent, JobState};
 pub use ledger::{Class, Meter, UsageKey};
@@ -45,8 +48,9 @@ pub use plan::{Decision, Place, Plan};
 pub use queue::{HALF_LIFE_MS, ModelGpus, Queue, QueueSpec, Quota};
 pub use replica::Replica;
 pub use rooms::{Count, End, Evictable, Host, Room, Rooms};
+pub use shape::{Group, LabelRule, LabelTest, NodeFilter, Shape, Spread};
 pub use snapshot::SnapshotError;
 pub use spec::{FieldError, FillerSpec, JobSpec, Probe, Resources};
 pub use table::Table;
-pub use timing::{InForce, Timing};
+pub use timing::{InForce, MAX_NODE_LEASE_MS, Timing};
 pub use verify::Violation;

@@ -59,6 +59,28 @@ pub enum Decision {
         /// Why, one sentence; empty when it has all it may.
         reason: String,
     },
+    /// A running gang with fewer workers than it asked for gives way to a larger attempt of its
+    /// own: GPUs are held for that, the present one gets its notice. From version 2 on.
+    Grow {
+        /// Which.
+        job: JobId,
+        /// Of the next attempt, by rank; GPUs of the present one may be among them.
+        places: Vec<Place>,
+        /// Filler instances to evict, as for a hold.
+        victims: Vec<AllocationId>,
+        /// Why now, and why there.
+        why: String,
+    },
+}
+
+impl Decision {
+    /// The first cluster version that knows it.
+    pub(crate) fn since(&self) -> u32 {
+        match self {
+            Decision::Grow { .. } => 2,
+            _ => 1,
+        }
+    }
 }
 
 /// Everything one planning cycle proposes, in order.

@@ -10,7 +10,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    AllocationId, Cluster, FieldError, Job, JobSpec, JobState, Owner, Place, QueueId, Table, spec,
+    AllocationId, Cluster, FieldError, GpuMask, Job, JobId, JobSpec, JobState, NodeId, Owner,
+    Place, QueueId, Table, spec,
 };
 
 /// Queues at once.
@@ -144,7 +145,7 @@ impl Queue {
     /// Changes what it has; what it had until now is booked first.
     fn change(&mut self, gpus: &ModelGpus, more: bool, now_ms: u64) {
         (self.spent_gpu_ms, self.spent_ms) = (self.spent_at(now_ms), now_ms);
-        for (model, gpus) in gpus {
+        for (model, gpus) in gpus.iter().filter(|(_, gpus)| **gpus > 0) {
             let used = self.used.entry(model.clone()).or_default();
             *used = if more { *used + gpus } else { used.strict_sub(*gpus) };
             if *used == 0 {
@@ -260,12 +261,30 @@ impl Cluster {
         let mut gpus = ModelGpus::new();
         for place in places {
             let Some(node) = self.nodes.get(place.node) else { continue };
+            if place.gpus.is_empty() {
+                continue;
+            }
             match gpus.get_mut(&node.gpu_model) {
                 Some(sum) => *sum += u64::from(place.gpus.count()),
                 None => drop(gpus.insert(node.gpu_model.clone(), place.gpus.count().into())),
             }
         }
         gpus
+    }
+
+    /// GPUs of places, but for those that the job has already: a gang that grows keeps its own.
+    pub(crate) fn held_beside(&self, id: JobId, places: &[Place]) -> ModelGpus {
+        let own = self.jobs.get(id).and_then(|job| self.allocations.get(job.allocation?));
+        let mut has: BTreeMap<NodeId, GpuMask> = BTreeMap::new();
+        for task in own.iter().flat_map(|own| &own.tasks).filter(|task| !task.released) {
+            let mask = has.entry(task.node).or_default();
+            *mask = mask.or(task.gpus);
+        }
+        let beside = |place: &Place| {
+            let own = has.get(&place.node).copied().unwrap_or_default();
+            Place { gpus: place.gpus.without(own), ..*place }
+        };
+        self.gpus_of(&places.iter().map(beside).collect::<Vec<_>>())
     }
 
     /// Why a job's queue may not have so much more.
@@ -313,7 +332,7 @@ impl Cluster {
         }
         for job in self.jobs.values() {
             if let Some(hold) = &job.hold {
-                add(job, self.gpus_of(&hold.places));
+                add(job, self.held_beside(job.id, &hold.places));
             }
         }
         uses

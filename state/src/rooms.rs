@@ -269,9 +269,12 @@ impl Rows {
     pub(crate) fn of(cluster: &Cluster, node: &Node) -> Rows {
         let schedulable = node.schedulable();
         let sick = node.mask(|slot| !slot.healthy).count() as u8;
-        let (room, evictable, ends) = match schedulable {
-            true => (room_of(cluster, node), evictable_on(cluster, node), ends_on(cluster, node)),
-            false => Default::default(),
+        let ends = if schedulable { ends_on(cluster, node) } else { None };
+        let (room, evictable) = match schedulable {
+            true if !cluster.is_taken_whole(node, &[]) => {
+                (room_of(cluster, node), evictable_on(cluster, node))
+            }
+            _ => Default::default(),
         };
         let count = Count {
             sick,

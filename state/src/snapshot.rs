@@ -7,7 +7,7 @@ use rowen_topology::FabricRecord;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Allocation, Cluster, Filler, Job, Node, Queue, Replica, Table,
+    Allocation, Cluster, Filler, Health, Job, Node, Part, Queue, Replica, Table,
     cluster::Meta,
     codec::{self, Body, CodecError, Kind, Row, Stored},
     ledger::UsageKey,
@@ -28,6 +28,7 @@ pub(crate) struct Snapshot {
     pub(crate) replicas: Vec<Replica>,
     pub(crate) usage: Vec<(UsageKey, u64)>,
     pub(crate) requests: (u128, Vec<(String, Client)>),
+    pub(crate) health: Vec<(Part, Health)>,
     pub(crate) queues: Vec<Queue>,
 }
 
@@ -90,6 +91,12 @@ impl Cluster {
                 true => Vec::new(),
             },
             requests: self.requests.to_parts(),
+            health: self
+                .health
+                .rows()
+                .iter()
+                .map(|(part, row)| (part.clone(), row.clone()))
+                .collect(),
             queues: self.queues.values().cloned().collect(),
         };
         Ok(codec::encode(self.meta.version, snapshot)?)
@@ -115,6 +122,9 @@ impl Cluster {
         cluster.usage = snapshot.usage.into_iter().collect();
         let (digest, clients) = snapshot.requests;
         cluster.requests = Requests::from_parts(digest, clients);
+        for (part, health) in snapshot.health {
+            cluster.health.set(&part, health);
+        }
         cluster.rehash_derived();
         let restored = cluster.state_hash();
         if restored != snapshot.state_hash {

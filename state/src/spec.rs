@@ -5,18 +5,20 @@ use std::{collections::BTreeMap, fmt};
 use rowen_topology::Level;
 use serde::{Deserialize, Serialize};
 
+use crate::Shape;
+
 /// Longest name, in bytes (a DNS label).
 const NAME_BYTES: usize = 63;
 const MAX_WORKERS: u32 = 16_384;
-const MAX_GPUS: u32 = 64;
+pub(crate) const MAX_GPUS: u32 = 64;
 const MAX_PROCESSES: u32 = 64;
 const MAX_PRIORITY: u32 = 1_000;
 const MAX_INSTANCES: u32 = 131_072;
 const MAX_NOTICE_MS: u64 = 3_600_000;
-const MAX_DURATION_MS: u64 = 366 * 86_400_000;
+pub(crate) const MAX_DURATION_MS: u64 = 366 * 86_400_000;
 const MAX_ENV: usize = 1_024;
 const MAX_TEXT_BYTES: usize = 128 << 10;
-const MAX_MODEL_BYTES: usize = 128;
+pub(crate) const MAX_MODEL_BYTES: usize = 128;
 const MAX_PATH_BYTES: usize = 4_096;
 
 /// A value that cannot be accepted: which, why, and what to do.
@@ -108,6 +110,8 @@ pub struct JobSpec {
     pub restarts: u32,
     /// How often it writes a checkpoint; 0: not said.
     pub checkpoint_interval_ms: u64,
+    /// What it asks of the fabric besides. Version 1 knows only [`Shape::is_plain`].
+    pub shape: Shape,
 }
 
 impl JobSpec {
@@ -145,7 +149,8 @@ impl JobSpec {
         range("time_limit", self.time_limit_ms, 0, MAX_DURATION_MS)?;
         range("notice", self.notice_ms, 0, MAX_NOTICE_MS)?;
         range("restarts", self.restarts.into(), 0, 1_000)?;
-        range("checkpoint_interval", self.checkpoint_interval_ms, 0, MAX_DURATION_MS)
+        range("checkpoint_interval", self.checkpoint_interval_ms, 0, MAX_DURATION_MS)?;
+        self.shape.validate(self)
     }
 }
 

@@ -6,16 +6,26 @@ use crate::{
     Allocation, Entry, Filler, Job, JobEvent, Node, Queue, Refusal, Replica, Reply,
     codec::{self, Body, CodecError, Kind, Row, Stored},
     command::Command,
-    v1::EntryV1,
+    v1::{EntryV1, JobV1},
 };
 
 impl Row for Node {}
-impl Row for Job {}
 impl Row for Filler {}
 impl Row for Allocation {}
 impl Row for Replica {}
 impl Row for Queue {}
 impl Row for rowen_topology::FabricRecord {}
+
+impl Row for Job {
+    const CHANGED_IN: &'static [u32] = &[2];
+
+    fn canonical(&self, version: u32, into: &mut Vec<u8>) {
+        match version {
+            1 => codec::canonical(&JobV1::of(self.clone()), into),
+            _ => codec::canonical(self, into),
+        }
+    }
+}
 
 impl Stored for Entry {
     const KIND: Kind = Kind::Entry;
@@ -69,12 +79,18 @@ impl Stored for Result<Reply, Refusal> {
 impl Stored for Job {
     const KIND: Kind = Kind::Archive;
 
-    fn write(self, _: u8, body: Body) -> Result<Vec<u8>, CodecError> {
-        body.put(&self)
+    fn write(self, schema: u8, body: Body) -> Result<Vec<u8>, CodecError> {
+        match schema {
+            1 => body.put(&JobV1::of(self)),
+            _ => body.put(&self),
+        }
     }
 
-    fn read(_: u8, body: &[u8]) -> Result<Job, CodecError> {
-        codec::take(Kind::Archive, body)
+    fn read(schema: u8, body: &[u8]) -> Result<Job, CodecError> {
+        match schema {
+            1 => Ok(codec::take::<JobV1>(Kind::Archive, body)?.into()),
+            _ => codec::take(Kind::Archive, body),
+        }
     }
 }
 

@@ -5,7 +5,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::FieldError;
 
-const MAX_NODE_LEASE_MS: u64 = 3_600_000;
+/// The longest node lease that any cluster grants.
+pub const MAX_NODE_LEASE_MS: u64 = 3_600_000;
 const KILL_MS: std::ops::RangeInclusive<u64> = 500..=600_000;
 const MAX_DRIFT_PPM: u64 = 100_000;
 /// An agent must be able to miss two heartbeats and keep its lease.

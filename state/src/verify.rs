@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use crate::{
     Allocation, AllocationId, Class, Cluster, FillerId, FillerState, Job, JobId, JobState,
-    Liveness, Node, NodeId, Owner, TaskPhase, codec::READS_VERSION, ledger::UsageKey,
+    Liveness, Node, NodeId, Owner, Part, StopReason, TaskPhase, WHOLE_MILLI, codec::READS_VERSION,
+    ledger::UsageKey,
 };
 
 #[cfg(test)]
@@ -48,9 +49,36 @@ impl Cluster {
         self.verify_counters(&mut findings);
         self.verify_version(&mut findings);
         self.verify_timing(&mut findings);
+        self.verify_health(&mut findings);
         self.verify_ledger(&mut findings);
         self.verify_derived(&mut findings);
         findings.0
+    }
+
+    /// Parts that are faulty are in the fabric, and GPUs are unfit exactly where one says so.
+    fn verify_health(&self, findings: &mut Findings) {
+        let version = self.meta.version;
+        for (part, health) in self.health.rows() {
+            let known = version >= 2 && self.check_part(part).is_ok();
+            findings.check(known, "faulty parts are in the fabric", || format!("{part}"));
+            let worst = health.left_milli <= health.said_milli
+                && health.left_milli < WHOLE_MILLI
+                && health.since_ms <= health.said_ms;
+            findings.check(worst, "what counts of a part is the worst said", || {
+                format!("{part}: {health:?}")
+            });
+        }
+        for node in self.nodes.values().filter(|_| version >= 2) {
+            for (gpu, slot) in (0u16..).zip(&node.gpus) {
+                let part = Part::Gpu { node: node.name.clone(), gpu };
+                let counts = self.health.counts_milli(&part) >= WHOLE_MILLI;
+                findings.check(
+                    slot.healthy == counts,
+                    "a GPU is unfit where a fault says so",
+                    || format!("{part}: {}, its fault: {:?}", slot.healthy, self.health_of(&part)),
+                );
+            }
+        }
     }
 
     /// Slots and allocations say the same: no GPU has two owners, none has a lost one.
@@ -137,7 +165,10 @@ impl Cluster {
             );
             if let Some(allocation) = job.allocation {
                 match self.allocations.get(allocation) {
-                    Some(allocation) => verify_gang(job, allocation, findings),
+                    Some(allocation) => {
+                        verify_gang(job, allocation, findings);
+                        self.verify_alone(job, allocation, findings);
+                    }
                     None => findings.check(false, "an attempt has an allocation", || {
                         format!("job {id}: there is no allocation {allocation}")
                     }),
@@ -149,11 +180,27 @@ impl Cluster {
         }
     }
 
+    /// Nobody else is on the nodes of a gang that wants them for itself.
+    fn verify_alone(&self, job: &Job, allocation: &Allocation, findings: &mut Findings) {
+        if !job.spec.shape.nodes.exclusive {
+            return;
+        }
+        for node in allocation.tasks.iter().filter(|task| !task.released).map(|task| task.node) {
+            let Some(node) = self.nodes.get(node) else { continue };
+            let alone = node.owners() == [allocation.id]
+                && node.holders().iter().all(|holder| *holder == job.id);
+            findings.check(alone, "an exclusive node has one gang", || {
+                format!("{}: {:?}", node.name, node.owners())
+            });
+        }
+    }
+
     /// Slots and holds say the same; a hold lies where gangs may go, and waits for somebody.
     fn verify_holds(&self, findings: &mut Findings) {
         let mut held: BTreeMap<(NodeId, u32), JobId> = BTreeMap::new();
         for (id, job) in self.jobs.iter() {
-            let holding = job.state == JobState::Holding;
+            let holding = job.state == JobState::Holding
+                || (job.stopping == Some(StopReason::Resized) && job.hold.is_some());
             findings.check(
                 job.hold.is_some() == holding,
                 "a hold belongs to a holding job",
@@ -339,6 +386,10 @@ impl Cluster {
                     "ended jobs are derived",
                     || format!("{:?} against {:?}", self.derived.ended, fresh.derived.ended),
                 );
+                let growing = fresh.derived.growing == self.derived.growing;
+                findings.check(growing, "gangs that grow are derived", String::new);
+                let exclusive = fresh.derived.exclusive == self.derived.exclusive;
+                findings.check(exclusive, "exclusive jobs are derived", String::new);
                 let stopping = fresh.derived.stopping == self.derived.stopping;
                 findings.check(stopping, "allocations that stop are derived", String::new);
                 let names = fresh.derived.fillers_by_name == self.derived.fillers_by_name
@@ -348,6 +399,8 @@ impl Cluster {
                     && fresh.derived.pos_of == self.derived.pos_of
                     && fresh.derived.rooms == self.derived.rooms;
                 findings.check(places, "names and positions of nodes are derived", String::new);
+                let slow = fresh.derived.impaired == self.derived.impaired;
+                findings.check(slow, "nodes that faulty links slow down are derived", String::new);
             }
         }
     }
@@ -359,8 +412,10 @@ fn verify_gang(job: &Job, allocation: &Allocation, findings: &mut Findings) {
     findings.check(allocation.owner == owner, "an attempt owns its allocation", || {
         format!("job {id}: {:?}", allocation.owner)
     });
-    findings.check(allocation.tasks.len() == job.spec.workers as usize, "all or nothing", || {
-        format!("job {id} has {} of {} tasks", allocation.tasks.len(), job.spec.workers)
+    let tasks = allocation.tasks.len() as u32;
+    let whole = job.spec.shape.admits_size(job.spec.workers, tasks);
+    findings.check(whole, "all or nothing", || {
+        format!("job {id} has {tasks} of {} tasks", job.spec.workers)
     });
     findings.check(
         allocation.stop.is_some() == (job.state == JobState::Stopping),

@@ -5,12 +5,13 @@ use std::{fmt::Debug, fs, path::PathBuf};
 
 use rowen_state::{
     AllocationId, Cluster, Code, Command, Decision, Entry, Epoch, FillerId, FillerSpec, GpuMask,
-    Hold, Job, JobEvent, JobId, JobSpec, JobState, NodeId, NodeReport, Place, Plan, Probe,
-    QueueSpec, Quota, Refusal, ReplicaId, Reply, RequestId, Resources, SnapshotError, StopReason,
-    Task, TaskPhase, TaskReport, Timing,
+    Group, Hold, Job, JobEvent, JobId, JobSpec, JobState, LabelRule, LabelTest, NodeFilter, NodeId,
+    NodeReport, Part, PartReport, Place, Plan, Probe, QueueSpec, Quota, Refusal, ReplicaId, Reply,
+    RequestId, Resources, Seer, Shape, SnapshotError, Spread, StopReason, Task, TaskPhase,
+    TaskReport, Timing,
     codec::{self, CodecError, Kind, READS_VERSION, Stored},
 };
-use rowen_topology::{Level, drawing};
+use rowen_topology::{FaultyLink, Level, drawing};
 
 fn path(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)
@@ -60,7 +61,41 @@ fn job_spec() -> JobSpec {
         notice_ms: 120_000,
         restarts: 3,
         checkpoint_interval_ms: 600_000,
+        shape: Default::default(),
     }
+}
+
+/// Every word of version 2.
+fn shape() -> Shape {
+    let rule = |key: &str, test| LabelRule { key: key.into(), test };
+    Shape {
+        groups: vec![
+            Group { workers: 2, level: Level::Block, preferred: true },
+            Group { workers: 1, level: Level::Nvlink, preferred: false },
+        ],
+        balanced: true,
+        spread: vec![Spread { workers: 2, level: Level::Pod }],
+        locality_wait_ms: 600_000,
+        nodes: NodeFilter {
+            gpu_models: vec!["H100".into(), "H200".into()],
+            labels: vec![
+                rule("tier", LabelTest::In(vec!["gold".into()])),
+                rule("zone", LabelTest::NotIn(vec!["b".into()])),
+                rule("ib", LabelTest::Exists),
+                rule("canary", LabelTest::Missing),
+            ],
+            exclusive: true,
+        },
+        min_workers: 2,
+        grow_after_ms: 1_800_000,
+    }
+}
+
+fn shaped_job() -> JobSpec {
+    let resources = Resources { gpu_model: None, ..job_spec().resources };
+    let spec = JobSpec { resources, shape: shape(), required: None, ..job_spec() };
+    spec.validate().expect("every word of it makes sense");
+    spec
 }
 
 fn filler_spec() -> FillerSpec {
@@ -147,6 +182,30 @@ fn queue() -> QueueSpec {
     }
 }
 
+/// One of each kind of part.
+fn part_reports() -> Vec<PartReport> {
+    let (node, leaf) = (String::from("n1"), String::from("a-leaf"));
+    let links = [
+        FaultyLink::NvLink { node: node.clone(), gpu: 1 },
+        FaultyLink::Rail { node: node.clone(), leaf: leaf.clone() },
+        FaultyLink::Uplink { leaf, spine: "p0-spine".into() },
+    ];
+    let report = |part| PartReport {
+        part,
+        left_milli: 500,
+        mended: false,
+        seer: Seer::Operator,
+        reason: "symbol errors".into(),
+    };
+    let gpu = PartReport {
+        left_milli: 0,
+        mended: true,
+        seer: Seer::Agent,
+        ..report(Part::Gpu { node, gpu: 3 })
+    };
+    links.map(Part::Link).map(report).into_iter().chain([gpu]).collect()
+}
+
 /// Every command by the name of its file. The match below makes a new variant a compile error.
 fn commands() -> Vec<(&'static str, Command)> {
     let fabric = drawing::parse(
@@ -184,6 +243,7 @@ fn commands() -> Vec<(&'static str, Command)> {
         Command::RaiseVersion { to: 2, asked: vec![ReplicaId(1), ReplicaId(4)] },
         Command::SetTiming { timing: timing(10_000), granted: Some(timing(20_000)) },
         Command::SettleTiming { since: 12 },
+        Command::SetHealth(part_reports()),
         Command::SetQueue(queue()),
         Command::RemoveQueue("main".into()),
     ];
@@ -210,6 +270,7 @@ fn commands() -> Vec<(&'static str, Command)> {
         Command::RaiseVersion { .. } => "raise-version",
         Command::SetTiming { .. } => "set-timing",
         Command::SettleTiming { .. } => "settle-timing",
+        Command::SetHealth(_) => "set-health",
         Command::SetQueue(_) => "set-queue",
         Command::RemoveQueue(_) => "remove-queue",
     };
@@ -230,6 +291,7 @@ fn entries() {
         };
         check(&format!("entry-{name}"), since, &entry(command));
     }
+    check("entry-submit-shaped-job", 2, &entry(Command::SubmitJob(shaped_job())));
     let bare = Entry { request: None, ..entry(Command::Tick) };
     check("entry-without-request", 1, &bare);
 }
@@ -237,7 +299,8 @@ fn entries() {
 /// What an older version has no word for is not written in it, whatever would come of it.
 #[test]
 fn an_older_version_gets_nothing_of_a_newer_one() {
-    for (name, command) in commands() {
+    let shaped = ("submit-shaped-job", Command::SubmitJob(shaped_job()));
+    for (name, command) in commands().into_iter().chain([shaped]) {
         let since = command.since();
         if since > 1 {
             let error = codec::encode(since - 1, entry(command)).unwrap_err();
@@ -313,8 +376,11 @@ fn archive() {
         exit_code: 137,
         gpu_ms: 48_000,
         last_tasks: vec![Task { phase: TaskPhase::Lost, ..task.clone() }, task],
+        queued_ms: 1_795_000_000_000,
     };
     check("archive-job", 1, &job);
+    let queued_ms = 1_795_000_003_000;
+    check("archive-shaped-job", 2, &Job { spec: shaped_job().into(), queued_ms, ..job });
 }
 
 /// Compared by what it says, not with a fresh one: the words of reasons may change freely.
@@ -326,6 +392,8 @@ fn snapshot() {
         let mut more: Vec<Command> = (2..=version).map(raise).collect();
         if version == 2 {
             more.push(Command::SetTiming { timing: timing(10_000), granted: Some(timing(20_000)) });
+            let part = Part::Link(FaultyLink::Rail { node: "n1".into(), leaf: "a-leaf".into() });
+            more.push(Command::SetHealth(vec![PartReport { part, ..part_reports().remove(0) }]));
             more.push(Command::SetQueue(queue()));
         }
         for command in more {
@@ -346,7 +414,7 @@ fn check_story(bytes: &[u8], version: u32) {
     assert_eq!(restored.verify(), []);
     assert_eq!(
         (restored.applied(), restored.replicas().len()),
-        (if version == 1 { 11 } else { 14 }, 1)
+        (if version == 1 { 11 } else { 15 }, 1)
     );
     let states: Vec<_> = restored.jobs().values().map(|job| job.state).collect();
     assert_eq!(states, [JobState::Completed, JobState::Holding]);
@@ -354,6 +422,9 @@ fn check_story(bytes: &[u8], version: u32) {
     assert_eq!(*restored.filler_named("chat").expect("deployed").spec, filler_spec());
     assert_eq!(restored.booked_usage().map(|(_, gpu_ms)| gpu_ms).collect::<Vec<_>>(), [16]);
     assert_eq!(restored.nodes().len(), 3);
+    let slow: Vec<u16> =
+        restored.impaired().iter().map(|one| one.left_milli(Level::Block)).collect();
+    assert_eq!(slow, if version == 1 { vec![] } else { vec![500] });
 }
 
 /// A gang that ran and ended, a hold with its victim, a request: a row of everything.

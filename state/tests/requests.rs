@@ -22,6 +22,7 @@ fn job(name: &str) -> JobSpec {
         notice_ms: 0,
         restarts: 0,
         checkpoint_interval_ms: 0,
+        shape: Default::default(),
     }
 }
 

@@ -11,6 +11,8 @@
 //! cancel|requeue JOB          drain-filler|remove-filler FILLER
 //! start JOB n1:0-3 n2:0-3     hold JOB n1:0-3 evict ALLOCATION…     instance FILLER n1:0
 //! report ALLOCATION[/RANK] running|ready|exit=N|lost [epoch=INDEX]
+//! rise VERSION
+//! health gpu|nvlink n1 0 | health rail n1 LEAF | health uplink LEAF SPINE  [left=MILLI by=agent mended=1]
 //! tick SECONDS                           (only this moves the clock)
 //! ```
 //! A GPU is shown as `.` (free), `x` (free but unhealthy or on a node that takes nothing),
@@ -21,10 +23,10 @@ use std::{collections::BTreeMap, fs, path::Path};
 use expect_test::expect_file;
 use rowen_state::{
     AllocationId, Cluster, Command, Decision, Effect, Entry, FillerId, FillerSpec, GpuMask,
-    JobEvent, JobId, JobSpec, NodeId, NodeReport, Outcome, Place, Plan, Reply, Resources,
-    TaskPhase, TaskReport, codec,
+    JobEvent, JobId, JobSpec, NodeId, NodeReport, Outcome, Part, PartReport, Place, Plan, Reply,
+    Resources, Seer, TaskPhase, TaskReport, codec,
 };
-use rowen_topology::drawing;
+use rowen_topology::{FaultyLink, drawing};
 
 datatest_stable::harness! {
     { test = script, root = "tests/scripts", pattern = r"\.txt$" },
@@ -105,6 +107,8 @@ impl World {
             "remove-filler" => Command::RemoveFiller(self.filler(words[0])),
             "start" | "hold" | "instance" => self.plan(verb, &words),
             "report" => self.report(words[0], words.get(1).copied(), &options),
+            "rise" => Command::RaiseVersion { to: number(words[0]) as u32, asked: vec![] },
+            "health" => Command::SetHealth(vec![part_report(&words, &options)]),
             "tick" => {
                 self.now_ms += number(words[0]) * 1000;
                 Command::Tick
@@ -201,6 +205,24 @@ impl World {
     }
 }
 
+fn part_report(words: &[&str], options: &Options<'_>) -> PartReport {
+    let (of, to) = (words[1].to_owned(), words[2].to_owned());
+    let part = match words[0] {
+        "gpu" => Part::Gpu { node: of, gpu: number(words[2]) as u16 },
+        "nvlink" => Part::Link(FaultyLink::NvLink { node: of, gpu: number(words[2]) as u16 }),
+        "rail" => Part::Link(FaultyLink::Rail { node: of, leaf: to }),
+        "uplink" => Part::Link(FaultyLink::Uplink { leaf: of, spine: to }),
+        other => panic!("no part {other}"),
+    };
+    PartReport {
+        part,
+        left_milli: options.number("left", 0) as u16,
+        mended: options.number("mended", 0) > 0,
+        seer: if options.text("by") == Some("agent") { Seer::Agent } else { Seer::Operator },
+        reason: "by the script".into(),
+    }
+}
+
 /// `key=value` words of a line.
 struct Options<'a>(BTreeMap<&'a str, &'a str>);
 
@@ -242,6 +264,7 @@ fn job_spec(name: &str, options: &Options<'_>) -> JobSpec {
         notice_ms: options.number("notice", 10) * 1000,
         restarts: options.number("restarts", 0) as u32,
         checkpoint_interval_ms: 0,
+        shape: Default::default(),
     }
 }
 
@@ -333,6 +356,16 @@ fn lines(cluster: &Cluster) -> BTreeMap<String, String> {
         let gpus = gpus.collect::<Vec<_>>().join(" ");
         let line = format!("{} {:?} {:?}: {gpus}", node.name, node.liveness, node.duty);
         lines.insert(format!("3{}", node.name), line);
+    }
+    for (part, health) in cluster.health() {
+        let flaps =
+            if health.flaps() { format!(", {} relapses", health.relapses) } else { String::new() };
+        let line = format!("{part}: {}, said {}{flaps}", health.left_milli, health.said_milli);
+        lines.insert(format!("4{part}"), line);
+    }
+    for slow in cluster.impaired() {
+        let name = &cluster.node_at(slow.pos).name;
+        lines.insert(format!("5slow {name}"), format!("slow {name}: {:?}", slow.left_milli));
     }
     lines
 }

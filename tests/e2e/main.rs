@@ -9,6 +9,7 @@ mod agent_restart;
 mod bench_jobs;
 mod cluster;
 mod demo;
+mod health;
 mod jobs;
 mod resume;
 mod rig;

@@ -6,7 +6,9 @@
 
 use std::collections::BTreeMap;
 
-use crate::{DomainId, FabricRecord, FlatIndex, Health, Level, NodeRecord};
+use serde::{Deserialize, Serialize};
+
+use crate::{DomainId, FabricRecord, FlatIndex, Health, Level, NodePos, NodeRecord};
 
 /// All of a link, in thousandths.
 const WHOLE: u32 = 1_000;
@@ -22,8 +24,8 @@ pub struct LinkFault {
     pub left_milli: u16,
 }
 
-/// Which link is faulty.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+/// Which link is faulty. Stored by the replicated state: variants are only appended.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum FaultyLink {
     /// A GPU's way into its NVLink domain.
     NvLink {
@@ -57,6 +59,43 @@ impl Health {
             Health::Down => 0,
         }
     }
+}
+
+/// A node whose GPUs do not reach all others at full speed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Impaired {
+    /// Which.
+    pub pos: NodePos,
+    /// By level, coarse to fine: what is left of its GPUs' ways to the others of its domain there,
+    /// in thousandths.
+    pub left_milli: [u16; 5],
+}
+
+impl Impaired {
+    /// What is left of its ways within its domain of a level, in thousandths.
+    pub fn left_milli(&self, level: Level) -> u16 {
+        self.left_milli[level as usize]
+    }
+}
+
+/// Every node that some fault slows down on some level, by position. Ways as in [`offers`].
+pub fn impaired(record: &FabricRecord, index: &FlatIndex, faults: &[LinkFault]) -> Vec<Impaired> {
+    let left = Left::of(record, faults);
+    if left.nothing() {
+        return Vec::new();
+    }
+    let positions = (0..index.node_count()).map(NodePos);
+    let of = |pos: NodePos| {
+        let node = &record.nodes[index.node_record(pos)];
+        if !left.touches(node) {
+            return None;
+        }
+        let whole = u64::from(node.gpu_count.max(1));
+        let left_milli = left.ways(node).map(|way| (way / whole) as u16);
+        let slowed = left_milli.iter().any(|left| u32::from(*left) < WHOLE);
+        slowed.then_some(Impaired { pos, left_milli })
+    };
+    positions.filter_map(of).collect()
 }
 
 /// GPUs that can talk at full speed, by domain of each level.
@@ -137,11 +176,26 @@ impl<'a> Left<'a> {
         left
     }
 
+    fn nothing(&self) -> bool {
+        self.nvlinks.is_empty() && self.rails.is_empty() && self.uplinks.is_empty()
+    }
+
+    /// Whether any of it may concern the node: one look-up a map, for most nodes it does not.
+    fn touches(&self, node: &NodeRecord) -> bool {
+        let name = node.name.as_str();
+        let first = self.nvlinks.range((name, 0)..).next();
+        let nvlink = first.is_some_and(|((other, _), _)| *other == name);
+        let first = self.rails.range((name, "")..).next();
+        let rail = first.is_some_and(|((other, _), _)| *other == name);
+        let uplink = || node.leafs.iter().any(|leaf| self.uplinks.contains_key(leaf.as_str()));
+        nvlink || rail || (!self.uplinks.is_empty() && uplink())
+    }
+
     /// By level: what is left of the ways of all GPUs of the node, in thousandths of a GPU.
     fn ways(&self, node: &NodeRecord) -> [u64; 5] {
         let whole = u64::from(node.gpu_count) * u64::from(WHOLE);
         let mut ways = [whole; 5];
-        if self.nvlinks.is_empty() && self.rails.is_empty() && self.uplinks.is_empty() {
+        if self.nothing() {
             return ways;
         }
         let (mut nvlink, mut block, mut pod) = (0, 0, 0);

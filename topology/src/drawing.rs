@@ -8,6 +8,7 @@
 //! loose: cloud[1-2] x1                # nodes without leafs
 //! nvlink nvl0: node[1-2]              # these share an NVLink domain (else: each its own)
 //! rack r1: node[1-4],n5               # these stand in this rack (else: in none)
+//! label tier=gold: node[1-2]          # these have this label
 //! power feed-a: node[1-2]             # any other word is a kind of failure domain
 //! ```
 //!
@@ -63,6 +64,12 @@ impl Page {
             }
             (["rack", name], Some(body)) => {
                 self.each(body, |node| node.rack = (*name).to_owned())?;
+            }
+            (["label", pair], Some(body)) if pair.contains('=') => {
+                let (key, value) = pair.split_once('=').expect("it was just found there");
+                self.each(body, |node| {
+                    node.labels.insert(key.to_owned(), value.to_owned());
+                })?;
             }
             ([kind, name], Some(body)) => self.each(body, |node| {
                 node.failure_domains.insert((*kind).to_owned(), (*name).to_owned());

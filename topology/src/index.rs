@@ -175,6 +175,12 @@ impl FlatIndex {
         self.shape.failure.keys().map(String::as_str)
     }
 
+    /// The values of a label, each with the positions of the nodes that have it, rising.
+    pub fn labelled(&self, key: &str) -> impl Iterator<Item = (&str, &[u32])> {
+        let values = self.shape.labels.get(key).into_iter().flatten();
+        values.map(|(value, nodes)| (value.as_str(), nodes.as_slice()))
+    }
+
     fn node_cell(&self, pos: NodePos) -> Counts {
         self.cells[self.shape.level(Level::Node).cell_of[pos.0 as usize] as usize]
     }

@@ -22,7 +22,7 @@ mod record;
 mod shape;
 mod topograph;
 
-pub use capacity::{FaultyLink, LinkFault, Offers, offers};
+pub use capacity::{FaultyLink, Impaired, LinkFault, Offers, impaired, offers};
 pub use check::InventoryError;
 pub use draw::{RackRow, draw, outline, rack_rows};
 pub use graph::{Fabric, FabricGraph, Health, Link, LinkKind, Vertex, VertexId, VertexKind};

@@ -56,6 +56,8 @@ pub(crate) struct Shape {
     /// By cell: the GPU model it counts.
     pub(crate) cell_model: Vec<ModelId>,
     pub(crate) failure: BTreeMap<String, FailureKind>,
+    /// By key and value: positions, rising.
+    pub(crate) labels: BTreeMap<String, BTreeMap<String, Vec<u32>>>,
 }
 
 impl Shape {
@@ -75,8 +77,9 @@ impl Shape {
         let mut cell_model = Vec::new();
         let levels = derive_levels(&paths, &record_of, &model, &mut cell_model);
         let failure = derive_failure(record, &record_of);
+        let labels = derive_labels(record, &record_of);
         let models = models.in_order().into_iter().map(str::to_owned).collect();
-        Shape { record_of, pos_of, models, model, gpu_count, levels, cell_model, failure }
+        Shape { record_of, pos_of, models, model, gpu_count, levels, cell_model, failure, labels }
     }
 
     pub(crate) fn level(&self, level: Level) -> &LevelShape {
@@ -274,6 +277,27 @@ fn derive_failure(record: &FabricRecord, record_of: &[u32]) -> BTreeMap<String, 
         failure.insert(kind.to_owned(), FailureKind { names, of });
     }
     failure
+}
+
+/// Which nodes have which label.
+fn derive_labels(
+    record: &FabricRecord,
+    record_of: &[u32],
+) -> BTreeMap<String, BTreeMap<String, Vec<u32>>> {
+    let mut labels: BTreeMap<String, BTreeMap<String, Vec<u32>>> = BTreeMap::new();
+    for (pos, &at) in (0u32..).zip(record_of) {
+        for (key, value) in &record.nodes[at as usize].labels {
+            let values = match labels.get_mut(key) {
+                Some(values) => values,
+                None => labels.entry(key.clone()).or_default(),
+            };
+            match values.get_mut(value) {
+                Some(nodes) => nodes.push(pos),
+                None => drop(values.insert(value.clone(), vec![pos])),
+            }
+        }
+    }
+    labels
 }
 
 /// A name, and the site it belongs to where that matters.

@@ -99,5 +99,18 @@ proptest! {
                 }
             }
         }
+        // The nodes that are told apart are those for which something is lost, and by as much.
+        let slow = impaired(&record, &index, &faults);
+        prop_assert!(slow.windows(2).all(|pair| pair[0].pos < pair[1].pos));
+        for block in 0..index.domains(Level::Block).len() as u32 {
+            let id = DomainId { level: Level::Block, ordinal: block };
+            let nodes = index.domain(id).nodes.clone();
+            let left = |pos| {
+                let found = slow.iter().find(|one| one.pos == NodePos(pos));
+                found.map_or(1_000, |one| u32::from(one.left_milli(Level::Block)))
+            };
+            let sum: u32 = nodes.map(|pos| left(pos) * 8).sum();
+            prop_assert!(all.gpus(id).abs_diff(sum / 1_000) <= 1, "{sum} and {}", all.gpus(id));
+        }
     }
 }

@@ -15,7 +15,7 @@ use std::process::ExitCode;
 const USAGE: &str = "usage: cargo xtask check
        cargo xtask chaos sim --seeds A..B | --seed N [--drop f3,o9-20] [--minimise] [--plant NAME] …
        cargo xtask chaos planted [--only NAME,...] [--within N] [--starts N] [--json]
-       cargo xtask upgrade [--from REV] [--json]";
+       cargo xtask upgrade [--from REV] [--or-skip] [--json]";
 
 fn main() -> anyhow::Result<ExitCode> {
     let args: Vec<String> = std::env::args().skip(1).collect();

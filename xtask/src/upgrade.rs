@@ -1,13 +1,13 @@
 //! Builds an older revision's binary beside this one and runs a rolling upgrade with both.
 //!
-//! Owns the worktree and the target folder of the older build, under `target/upgrade`. What must
+//! Owns the sources and the target folder of the older build, under `target/upgrade`. What must
 //! hold of the upgrade is in `tests/e2e/cluster/upgrade.rs`.
 
 use std::{
     ffi::OsString,
-    fs,
+    fs, io,
     path::{Path, PathBuf},
-    process::{Command, ExitCode},
+    process::{Command, ExitCode, Stdio},
     time::Instant,
 };
 
@@ -15,24 +15,35 @@ use anyhow::{Context, bail, ensure};
 
 use crate::repo;
 
-/// The first release: what an upgrade must be possible from.
-const FIRST: &str = "aae210b";
+/// The first release: what an upgrade must be possible from. In full: a server gives no other.
+const FIRST: &str = "aae210b2de21d27d9a2c5cf59d66168e3c7fedf5";
+/// What `cargo test --workspace` turns on in dependencies that `rowen` alone would not: with the same
+/// features the older build takes them as they are. Where this is not true any more, it builds them.
+const TEST_FEATURES: &str = "tokio/test-util,serde_json/unbounded_depth";
+const USAGE: &str = "usage: cargo xtask upgrade [--from REV] [--or-skip] [--json]";
 
-/// `cargo xtask upgrade [--from REV] [--json]`.
+/// `cargo xtask upgrade [--from REV] [--or-skip] [--json]`. `--or-skip`: a clone without REV is no
+/// failure.
 pub(crate) fn run(args: &[String]) -> anyhow::Result<ExitCode> {
-    let (mut from, mut json) = (FIRST.to_owned(), false);
+    let (mut from, mut json, mut or_skip) = (FIRST.to_owned(), false, false);
     let mut args = args.iter();
     while let Some(arg) = args.next() {
         match arg.as_str() {
             "--from" => from = args.next().context("--from: name a revision")?.clone(),
             "--json" => json = true,
-            other => bail!("{other}: unknown; usage: cargo xtask upgrade [--from REV] [--json]"),
+            "--or-skip" => or_skip = true,
+            other => bail!("{other}: unknown; {USAGE}"),
         }
     }
     let root = repo::root();
     let folder = root.join("target/upgrade");
     let Some(commit) = commit(&root, &from)? else {
-        eprintln!("SKIPPED: revision {from} is not in this clone; fetch the whole history");
+        let missing = format!(
+            "revision {from} is not in this clone; `git fetch --depth 1 origin {from}`, or \
+             `git fetch --unshallow`, brings it"
+        );
+        ensure!(or_skip, missing);
+        eprintln!("!!! SKIPPED: {missing}; NO upgrade was run");
         return Ok(ExitCode::SUCCESS);
     };
     let begun = Instant::now();
@@ -43,11 +54,12 @@ pub(crate) fn run(args: &[String]) -> anyhow::Result<ExitCode> {
         let _ = fs::remove_file(report.with_extension(ending)); // of the run before
     }
     let status = cargo(&root)
-        .args(["test", "--quiet", "-p", "rowen", "--test", "e2e"])
+        // As CI has just built it: another choice of packages is another choice of features.
+        .args(["test", "--quiet", "--workspace", "--test", "e2e"])
         .args(["--", "--exact", "cluster::upgrade::replicas_of_two_builds_share_a_cluster"])
         .env("ROWEN_OLD", &old)
         .env("ROWEN_UPGRADE_REPORT", &report)
-        .stdout(std::io::stderr())
+        .stdout(io::stderr())
         .status()
         .context("cannot run cargo")?;
     ensure!(status.success(), "the upgrade from {from} failed");
@@ -58,7 +70,7 @@ pub(crate) fn run(args: &[String]) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The commit's full name; `None` where this clone does not have it.
+/// The commit's full name; `None` where this clone does not have it, or is none.
 fn commit(root: &Path, revision: &str) -> anyhow::Result<Option<String>> {
     let wanted = format!("{revision}^{{commit}}");
     let output = git(root).args(["rev-parse", "--quiet", "--verify", &wanted]).output();
@@ -67,25 +79,79 @@ fn commit(root: &Path, revision: &str) -> anyhow::Result<Option<String>> {
     Ok((output.status.success() && !name.is_empty()).then_some(name))
 }
 
-/// The older binary: in a worktree and a target folder of its own, both kept for the next time.
+/// The older binary: its sources and its target folder are kept for the next time.
 fn build(root: &Path, folder: &Path, commit: &str) -> anyhow::Result<PathBuf> {
     let source = folder.join(&commit[..12]);
     if !source.join("Cargo.toml").exists() {
-        fs::create_dir_all(folder)?;
-        let _ = git(root).args(["worktree", "prune"]).status(); // of one whose folder was deleted
-        let mut add = git(root);
-        add.args(["worktree", "add", "--detach"]).arg(&source).arg(commit);
-        let added = add.stdout(std::io::stderr()).status().context("cannot run git")?;
-        ensure!(added.success(), "git cannot make a worktree in {}", source.display());
+        unpack(root, commit, &source)?;
     }
     let target = folder.join("target");
+    if !target.exists() {
+        lend(&root.join("target/debug"), &target.join("debug"))?;
+    }
     let built = cargo(&source)
-        .args(["build", "--quiet", "--locked", "-p", "rowen", "--bin", "rowen", "--target-dir"])
+        .args(["build", "--quiet", "--locked", "-p", "rowen", "--bin", "rowen"])
+        .args(["--features", TEST_FEATURES, "--target-dir"])
         .arg(&target)
         .status()
         .context("cannot run cargo")?;
     ensure!(built.success(), "the older build failed in {}", source.display());
     Ok(target.join("debug/rowen"))
+}
+
+/// No worktree of git's: it would be in the books of a clone whose target folder was deleted.
+fn unpack(root: &Path, commit: &str, into: &Path) -> anyhow::Result<()> {
+    let aside = into.with_extension("new");
+    let _ = fs::remove_dir_all(&aside); // of a run that was interrupted
+    fs::create_dir_all(&aside)?;
+    let mut archive = git(root)
+        .args(["archive", "--format=tar", commit])
+        .stdout(Stdio::piped())
+        .spawn()
+        .context("cannot run git")?;
+    let tar = archive.stdout.take().context("git has no output")?;
+    let unpacked = Command::new("tar").arg("-xC").arg(&aside).stdin(tar).status();
+    ensure!(unpacked.context("cannot run tar")?.success(), "tar failed in {}", aside.display());
+    ensure!(archive.wait()?.success(), "git cannot read {commit}");
+    fs::rename(&aside, into)?;
+    Ok(())
+}
+
+/// Dependencies that were built here already need not be built again: they go along as links and
+/// copies. Not the workspace's own crates: those of another revision have the same names.
+fn lend(from: &Path, to: &Path) -> anyhow::Result<()> {
+    for folder in ["deps", "build", ".fingerprint"] {
+        fs::create_dir_all(to.join(folder))?;
+        let Ok(entries) = fs::read_dir(from.join(folder)) else { continue }; // nothing is built yet
+        for entry in entries {
+            let entry = entry?;
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let krate = name.strip_prefix("lib").unwrap_or(&name);
+            if !krate.starts_with("rowen") && !krate.starts_with("xtask") {
+                take(&entry.path(), &to.join(folder).join(&name), folder == "deps")?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A file that cargo writes anew is another file then, so a link is safe; what it writes into, or
+/// compares the time of, is a copy with its time.
+fn take(from: &Path, to: &Path, link: bool) -> anyhow::Result<()> {
+    let about = fs::metadata(from)?;
+    if about.is_dir() {
+        fs::create_dir_all(to)?;
+        for entry in fs::read_dir(from)? {
+            let entry = entry?;
+            take(&entry.path(), &to.join(entry.file_name()), link)?;
+        }
+    } else if link {
+        fs::hard_link(from, to)?;
+    } else {
+        fs::copy(from, to)?;
+        fs::File::options().write(true).open(to)?.set_modified(about.modified()?)?;
+    }
+    Ok(())
 }
 
 fn git(folder: &Path) -> Command {

@@ -6,6 +6,7 @@
 
 mod cuda;
 mod nvml;
+mod watch;
 
 use std::{io::Write, path::Path, process::ExitCode, time::Duration};
 
@@ -13,6 +14,9 @@ use rowen_api::v1;
 use serde::{Deserialize, Serialize};
 
 use crate::Simulate;
+
+pub use watch::FAULTS_FILE;
+pub(crate) use watch::run as watch;
 
 /// Loading the driver on a machine with many GPUs takes seconds.
 const PROBE_LIMIT: Duration = Duration::from_secs(60);
@@ -63,8 +67,12 @@ pub async fn discover(exe: &Path) -> Discovery {
     }
 }
 
-/// What `<exe> probe-gpus` does: prints a [`Discovery`] as JSON.
+/// What `<exe> probe-gpus` does: prints a [`Discovery`] as JSON; with `watch` behind it, how the
+/// GPUs are, a line at a time, for as long as somebody reads.
 pub fn probe_main() -> ExitCode {
+    if std::env::args().nth(2).is_some_and(|word| word == "watch") {
+        return watch::watch_main();
+    }
     let found = look();
     let written = serde_json::to_vec(&found)
         .map_err(std::io::Error::from)
@@ -78,6 +86,9 @@ fn look() -> Discovery {
 }
 
 type Found = Result<Vec<Gpu>, String>;
+
+/// Found at the start alone: NVML does not know it, so it never takes it back.
+const UNSEEN: &str = "CUDA does not see it";
 
 fn merge(nvml: Found, cuda: Found) -> Discovery {
     match (nvml, cuda) {
@@ -94,7 +105,7 @@ fn merge(nvml: Found, cuda: Found) -> Discovery {
             for gpu in &mut gpus {
                 let seen = usable.iter().any(|other| other.uuid.eq_ignore_ascii_case(&gpu.uuid));
                 if !seen && gpu.trouble.is_empty() {
-                    gpu.trouble = "CUDA does not see it".to_string();
+                    gpu.trouble = UNSEEN.to_string();
                 }
             }
             let note = gpus.is_empty().then(|| "no GPU: the driver lists none".to_string());

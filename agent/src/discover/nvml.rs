@@ -7,10 +7,13 @@ use std::collections::BTreeMap;
 
 use nvml_wrapper::{
     Device, Nvml,
+    bitmasks::event::EventTypes,
     enum_wrappers::device::{EccCounter, MemoryError},
+    enums::event::XidError,
+    error::NvmlError,
 };
 
-use super::{Gpu, bus_id, ordered};
+use super::{Gpu, bus_id, ordered, watch::Seen};
 
 /// NVLinks of one GPU, at most.
 const LINKS_MAX: u32 = 18;
@@ -61,6 +64,51 @@ fn through_switches(gpus: Vec<(Gpu, Vec<String>)>) -> Vec<(Gpu, Vec<String>)> {
         shared.chain(remotes.iter().cloned()).collect()
     };
     gpus.into_iter().map(|(gpu, remotes)| (gpu, peers(remotes))).collect()
+}
+
+/// Calls `tell` with each critical XID that comes, and with how the GPUs are: on every event, and
+/// every `look_ms`. Ends when `tell` says so; `Err`: NVML cannot be asked any more.
+pub(super) fn watch(
+    look_ms: u32,
+    mut tell: impl FnMut(Option<(String, u64)>, Vec<Seen>) -> bool,
+) -> Result<(), NvmlError> {
+    let nvml = Nvml::init()?;
+    let mut events = nvml.create_event_set()?;
+    for index in 0..nvml.device_count()? {
+        // One that knows no events is looked at all the same.
+        let Ok(device) = nvml.device_by_index(index) else { continue };
+        let known = device.supported_event_types().is_ok_and(|types| types.contains(XIDS));
+        if known {
+            events = device.register_events(XIDS, events).map_err(|error| error.error)?;
+        }
+    }
+    while {
+        let event = match events.wait(look_ms) {
+            Ok(event) => event.device.uuid().ok().zip(event.event_data.map(xid)),
+            Err(NvmlError::Timeout) => None,
+            Err(error) => return Err(error),
+        };
+        tell(event, seen(&nvml)?)
+    } {}
+    Ok(())
+}
+
+const XIDS: EventTypes = EventTypes::CRITICAL_XID_ERROR;
+
+fn xid(error: XidError) -> u64 {
+    match error {
+        XidError::Value(number) => number,
+        XidError::Unknown => 999, // as NVML has it
+    }
+}
+
+fn seen(nvml: &Nvml) -> Result<Vec<Seen>, NvmlError> {
+    let devices = (0..nvml.device_count()?).filter_map(|index| nvml.device_by_index(index).ok());
+    let of = |device: Device<'_>| {
+        let trouble = trouble(&device).unwrap_or_default();
+        Some(Seen { uuid: device.uuid().ok()?, trouble })
+    };
+    Ok(devices.filter_map(of).collect())
 }
 
 fn trouble(device: &Device<'_>) -> Option<String> {

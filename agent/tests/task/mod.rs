@@ -78,6 +78,8 @@ pub(crate) fn boottime_ms() -> u64 {
     (time.tv_sec() * 1000 + time.tv_nsec() / 1_000_000).try_into().unwrap()
 }
 
+/// What a busy machine may take for what is at once elsewhere.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 pub(crate) const LONG_MS: u64 = 60_000;
 
 impl Task {
@@ -99,7 +101,7 @@ impl Task {
 
     /// Waits until a file holds `text`.
     pub(crate) fn says(&self, name: &str, text: &str) {
-        let deadline = Instant::now() + Duration::from_secs(5);
+        let deadline = Instant::now() + PATIENCE;
         while !self.read(name).contains(text) {
             assert!(Instant::now() < deadline, "{name} never said {text:?}: {:?}", self.read(name));
             std::thread::sleep(Duration::from_millis(2));
@@ -117,7 +119,7 @@ impl Task {
     }
 
     pub(crate) fn connect(&self) -> UnixStream {
-        let deadline = Instant::now() + Duration::from_secs(5);
+        let deadline = Instant::now() + PATIENCE;
         loop {
             match UnixStream::connect(self.dir().join(SOCKET)) {
                 Ok(stream) => return stream,

@@ -52,7 +52,7 @@ pub(crate) struct Args {
 
 pub(super) async fn measure(args: &Args, folder: &Path) -> Result<Report> {
     let data = folder.join("cluster");
-    let timing = Timing { node_lease_ms: 5000, ..Timing::default() };
+    let timing = Timing { node_lease_ms: 15_000, ..Timing::default() };
     let mut group = Group::start(&data, args.replicas.into(), timing).await?;
     group.start_agents(fabric::of_size(NODES, 8)?).await?;
     let mut bench = Bench {

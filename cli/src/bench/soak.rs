@@ -8,7 +8,9 @@
 //! state, the caches, the segments kept for replay. So the load is warmed up without a pause for
 //! `--warm-up` entries first. Then the run is cut into windows, and the verdict compares the median
 //! of the last third of them with the median of the first third: flat is at most
-//! [`MEMORY_BAR`], [`DISK_BAR`], [`LATENCY_BAR`] times. The archive grows by what it must keep
+//! [`MEMORY_BAR`], [`DISK_BAR`], [`LATENCY_BAR`] times, and what comes and goes by itself on top:
+//! a short run on a busy machine must not fail for it, and what leaks outgrows it in a longer one.
+//! The archive grows by what it must keep
 //! until its oldest period goes (`rowen bench disk` shows that); it is told by itself.
 
 use std::path::Path;
@@ -32,6 +34,12 @@ use crate::output::note;
 const MEMORY_BAR: f64 = 1.2;
 const DISK_BAR: f64 = 1.2;
 const LATENCY_BAR: f64 = 2.0;
+/// What an allocator keeps for the next snapshot, in MB.
+const MEMORY_SLACK: f64 = 16.0;
+/// Segments of the log come and go whole: one being written, one kept for replay, in MB.
+const DISK_SLACK: f64 = 2.0 * 16.8;
+/// What others on the machine and its disk cost, in ms.
+const LATENCY_SLACK: f64 = 50.0;
 
 const REPLICAS: usize = 3;
 const NODES: u32 = 4;
@@ -322,17 +330,19 @@ fn verdict(args: &Args, samples: &[Sample]) -> Result<Report> {
     let p99 = of(&|sample| sample.p99_ms);
     let mut figures = Vec::new();
     let mut checks = Vec::new();
-    for (name, unit, (first, last), bar) in [
-        ("memory_growth", "MB", memory, MEMORY_BAR),
-        ("disk_growth", "MB", disk, DISK_BAR),
-        ("latency_growth", "ms", latency, LATENCY_BAR),
+    for (name, unit, (first, last), bar, slack) in [
+        ("memory_growth", "MB", memory, MEMORY_BAR, MEMORY_SLACK),
+        ("disk_growth", "MB", disk, DISK_BAR, DISK_SLACK),
+        ("latency_growth", "ms", latency, LATENCY_BAR, LATENCY_SLACK),
     ] {
         let text = format!("{case}, {first:.1} to {last:.1} {unit}");
         let figure = Figure::new(name, text, last / first, "×").at_most(bar);
         checks.push(Check {
             name: format!("{name} is flat"),
-            ok: figure.ok,
-            detail: format!("{first:.2} to {last:.2} {unit}, at most {bar} times"),
+            ok: last <= first * bar + slack,
+            detail: format!(
+                "{first:.2} to {last:.2} {unit}, at most {bar} times and {slack} {unit}"
+            ),
         });
         figures.push(figure);
     }
@@ -351,7 +361,8 @@ mod tests {
     use super::*;
 
     fn sample(memory: u64, p50_ms: f64) -> Sample {
-        let (memory, disk) = (vec![100, 100, memory], vec![50; 3]);
+        let memory = [100, 100, memory].map(|mb| mb * 1_000_000).to_vec();
+        let disk = vec![50_000_000; 3];
         Sample { memory, disk, archive: 0, applied: 9, requests: 1, p50_ms, p99_ms: p50_ms }
     }
 
@@ -366,9 +377,13 @@ mod tests {
         let flat = |n: u64| sample(100 + n % 3, 2.0);
         assert!(holds(&(0..12).map(flat).collect::<Vec<_>>()));
         assert!(!holds(&(0..12).map(|n| sample(100 + 10 * n, 2.0)).collect::<Vec<_>>()));
-        assert!(!holds(&(0..12).map(|n| sample(100, 1.0 + n as f64)).collect::<Vec<_>>()));
+        assert!(!holds(&(0..12).map(|n| sample(100, 10.0 * n as f64)).collect::<Vec<_>>()));
         // One slow window is no trend.
-        let spike = (0..12).map(|n| sample(100, if n == 11 { 90.0 } else { 2.0 }));
+        let spike = (0..12).map(|n| sample(100, if n == 11 { 900.0 } else { 2.0 }));
         assert!(holds(&spike.collect::<Vec<_>>()));
+        // Nor is a machine that others use more towards the end.
+        assert!(holds(
+            &(0..12).map(|n| sample(100, if n < 6 { 2.0 } else { 9.0 })).collect::<Vec<_>>()
+        ));
     }
 }

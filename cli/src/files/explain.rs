@@ -6,13 +6,15 @@ use super::schema::known_paths;
 use super::{Kind, Problem};
 
 /// Names that other systems use for what a job or filler file calls otherwise.
-const ELSEWHERE: [(&str, &str); 20] = [
+const ELSEWHERE: [(&str, &str); 25] = [
     ("args", "command"),
     ("chdir", "working_dir"),
     ("cmd", "command"),
+    ("constraint", "nodes.labels"),
     ("cwd", "working_dir"),
     ("environment", "env"),
     ("gres", "resources.gpus"),
+    ("gpu_models", "nodes.gpu_models"),
     ("max_instances", "instances.max"),
     ("mem", "resources.memory"),
     ("min_instances", "instances.min"),
@@ -25,6 +27,9 @@ const ELSEWHERE: [(&str, &str); 20] = [
     ("replicas", "workers"),
     ("requeue", "restarts"),
     ("script", "command"),
+    ("segment", "topology.groups"),
+    ("node_selector", "nodes.labels"),
+    ("switches", "topology.locality_wait"),
     ("timeout", "time_limit"),
     ("walltime", "time_limit"),
 ];

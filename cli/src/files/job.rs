@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use rowen_api::v1::JobSpec;
-use rowen_topology::Level;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::check::{Checks, MAX_GPUS, NAME_PATTERN};
+use super::check::{Checks, NAME_PATTERN};
 use super::resources::ResourcesFile;
+use super::shape::{NodesFile, Shape, TopologyFile, fill_in};
 use super::values::{Command, EnvValue, Millis};
 use super::{FileError, Kind, Problem, Source};
 
@@ -44,9 +44,20 @@ pub(crate) struct JobFile {
     /// What each worker needs.
     #[serde(default)]
     resources: ResourcesFile,
+    /// It may start with as few, and grow later. Left out: with all workers or not at all.
+    #[serde(default)]
+    #[schemars(range(min = 1, max = 16384))]
+    min_workers: Option<u32>,
+    /// An attempt with fewer than all workers runs at least so long before a larger one takes its
+    /// place; 0s: it never does. Left out: 10m.
+    #[serde(default)]
+    grow_after: Option<Millis>,
     /// How close together the workers must be.
     #[serde(default)]
     topology: TopologyFile,
+    /// On which nodes they may be.
+    #[serde(default)]
+    nodes: NodesFile,
     /// What each worker runs: a list of words, or one line for `sh -c`.
     command: Command,
     /// Added to the environment of each task.
@@ -69,20 +80,6 @@ pub(crate) struct JobFile {
     /// How often the job writes a checkpoint: what an eviction would lose.
     #[serde(default)]
     checkpoint_interval: Option<Millis>,
-}
-
-/// How close together the workers must be: levels are site, pod, block, nvlink and node.
-#[derive(Debug, Default, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-#[schemars(rename = "Topology")]
-struct TopologyFile {
-    /// All workers inside one domain of this level, or the job waits. Left out: anywhere.
-    #[serde(default)]
-    required: Option<Level>,
-    /// All workers inside one domain of this level where that can be had. Left out: the tightest
-    /// that fits.
-    #[serde(default)]
-    preferred: Option<Level>,
 }
 
 fn default_word() -> String {
@@ -118,7 +115,7 @@ impl JobFile {
         checks.count("workers", self.workers, 1..=16_384);
         checks.count("processes_per_worker", self.processes_per_worker, 1..=64);
         self.resources.check(&mut checks);
-        self.check_levels(&mut checks);
+        self.shape().check(&mut checks);
         checks.process(&self.command.0, &self.env);
         if let Some(limit) = self.time_limit {
             checks.long("time_limit", limit, Millis(1_000));
@@ -131,19 +128,20 @@ impl JobFile {
         checks.finish(())
     }
 
-    fn check_levels(&self, checks: &mut Checks) {
-        let TopologyFile { required, preferred } = self.topology;
-        checks.levels(required, preferred);
-        let gpus = self.workers.saturating_mul(self.resources.gpus);
-        if required == Some(Level::Node) && gpus > MAX_GPUS {
-            let text = format!("no node has {gpus} GPUs; require nvlink, block or a coarser level");
-            checks.fail("topology.required", text);
+    fn shape(&self) -> Shape<'_> {
+        Shape {
+            workers: self.workers,
+            gpus: self.resources.gpus,
+            gpu_model: self.resources.gpu_model.as_deref(),
+            topology: &self.topology,
+            nodes: &self.nodes,
+            min_workers: self.min_workers,
+            grow_after: self.grow_after,
         }
     }
 
     fn message(self, cwd: &Path) -> Result<JobSpec, Problem> {
-        let word = |level: Option<Level>| level.map(|l| l.to_string()).unwrap_or_default();
-        Ok(JobSpec {
+        let mut spec = JobSpec {
             resources: Some(self.resources.message()),
             name: self.name,
             tenant: self.tenant,
@@ -151,8 +149,6 @@ impl JobFile {
             priority: self.priority,
             workers: self.workers,
             processes_per_worker: self.processes_per_worker,
-            required_level: word(self.topology.required),
-            preferred_level: word(self.topology.preferred),
             command: self.command.0,
             env: self.env.into_iter().map(|(key, value)| (key, value.0)).collect(),
             working_dir: absolute(self.working_dir.as_deref(), cwd)?,
@@ -160,7 +156,10 @@ impl JobFile {
             notice_ms: Some(self.notice.0),
             restarts: self.restarts,
             checkpoint_interval_ms: self.checkpoint_interval.map_or(0, |interval| interval.0),
-        })
+            ..JobSpec::default()
+        };
+        fill_in(&mut spec, &self.topology, &self.nodes, (self.min_workers, self.grow_after));
+        Ok(spec)
     }
 }
 

@@ -11,6 +11,7 @@ mod filler;
 mod job;
 mod resources;
 mod schema;
+mod shape;
 mod values;
 
 use std::fmt;

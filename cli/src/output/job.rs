@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use rowen_api::v1::{Job, JobSpec, Task};
 use serde::Serialize;
 
+use super::shape::ShapeView;
 use super::table::{Tint, columns, number, page, paragraphs, state, word};
 use super::words::{self, count, has_ended, span};
 use crate::files::duration_text;
@@ -80,6 +81,8 @@ pub(crate) struct JobSpecView {
     notice_ms: Option<u64>,
     restarts: u32,
     checkpoint_interval_ms: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    shape: Option<ShapeView>,
 }
 
 /// What a worker or an instance needs.
@@ -149,6 +152,7 @@ impl JobSpecView {
             notice_ms: spec.notice_ms,
             restarts: spec.restarts,
             checkpoint_interval_ms: words::some(spec.checkpoint_interval_ms),
+            shape: ShapeView::new(spec),
         }
     }
 
@@ -178,7 +182,7 @@ impl JobSpecView {
             }
             (None, None) => {}
         }
-        text
+        text + &self.shape.as_ref().map_or_else(String::new, ShapeView::words)
     }
 }
 
@@ -222,6 +226,13 @@ impl JobView {
         to.saturating_sub(from)
     }
 
+    /// `8`, or `2/8` where an attempt runs with fewer than were asked for.
+    fn workers(&self) -> String {
+        let (all, now) = (self.spec.workers as usize, self.tasks.len());
+        let runs = matches!(self.state, "starting" | "running" | "stopping");
+        if runs && now < all { format!("{now}/{all}") } else { all.to_string() }
+    }
+
     /// `node[1-8]`, or `(why it has none)`.
     fn where_or_why(&self, wide: bool) -> String {
         let waits = self.state == "queued" || self.ended_unix_ms.is_some();
@@ -262,7 +273,7 @@ pub(crate) fn list(view: &JobListView, now_ms: u64, wide: bool, colour: bool) ->
             word(&spec.name),
             word(&spec.queue),
             state(job.state),
-            number(format!("{}×{}", spec.workers, spec.resources.gpus)),
+            number(format!("{}×{}", job.workers(), spec.resources.gpus)),
             number(span(job.time_ms(now_ms))),
             word(job.where_or_why(wide)),
         ];

@@ -8,16 +8,19 @@ pub(crate) mod cells;
 pub(crate) mod cluster;
 pub(crate) mod fabric;
 pub(crate) mod filler;
+pub(crate) mod health;
 pub(crate) mod job;
 pub(crate) mod node;
 pub(crate) mod plan;
 pub(crate) mod queue;
 #[cfg(test)]
 pub(crate) mod samples;
+mod shape;
 #[cfg(test)]
 mod snapshots;
 pub(crate) mod status;
 mod table;
+pub(crate) mod whatif;
 pub(crate) mod words;
 
 use std::io::{self, IsTerminal as _, Write as _};

@@ -219,6 +219,80 @@ pub(crate) fn why() -> WhyJobResponse {
     }
 }
 
+/// A link that mends, one that is down, a GPU; and what two domains offer for it.
+pub(crate) fn health() -> ListHealthResponse {
+    let rail = |leaf: &str| part::Kind::Rail(RailPart { node: "node1".into(), leaf: leaf.into() });
+    let health = |kind, left_milli, said_milli, reason: &str| PartHealth {
+        part: Some(Part { kind: Some(kind) }),
+        left_milli,
+        said_milli,
+        said_ms: NOW_MS - 30_000,
+        since_ms: NOW_MS - 3_600_000,
+        reason: reason.into(),
+        ..PartHealth::default()
+    };
+    let mending = PartHealth {
+        relapses: 2,
+        trusted_ms: NOW_MS + 210_000,
+        ..health(rail("leaf1"), 500, 1_000, "symbol errors")
+    };
+    let gpu = part::Kind::Gpu(GpuPart { node: "node2".into(), gpu: 3 });
+    let gpu = PartHealth { by_agent: true, ..health(gpu, 0, 0, "XID 79") };
+    let domain = |level: &str, name: &str, gpus, offers_gpus| DomainHealth {
+        level: level.into(),
+        name: name.into(),
+        gpus,
+        offers_gpus,
+    };
+    ListHealthResponse {
+        parts: vec![gpu, mending, health(rail("leaf2"), 0, 0, "")],
+        domains: vec![domain("pod", "spine[1-2]", 20, 18), domain("block", "b1", 12, 10)],
+        index: 42,
+        now_ms: NOW_MS,
+    }
+}
+
+/// A rack is drained and a gang submitted.
+pub(crate) fn what_if() -> WhatIfResponse {
+    let job = |id, name: &str, becomes: &str, reason: &str| WhatIfJob {
+        id,
+        name: name.into(),
+        becomes: becomes.into(),
+        reason: reason.into(),
+        gpus: 8,
+        ..WhatIfJob::default()
+    };
+    let moves = WhatIfJob {
+        nodes: vec!["node3".into(), "node4".into()],
+        span: "pod spine[1-2]".into(),
+        after_ms: 120_000,
+        ..job(7, "train", "moves", "node1 is drained; then free GPUs in pod spine[1-2]")
+    };
+    let waits = WhatIfJob {
+        new: true,
+        ..job(
+            9,
+            "big",
+            "waits",
+            "needs 2 × 4 GPUs inside one block; the nearest, block b2, can give 4 of 8 GPUs",
+        )
+    };
+    WhatIfResponse {
+        jobs: vec![moves, waits],
+        fillers: vec![WhatIfFiller {
+            name: "chat".into(),
+            instances_before: 3,
+            instances_after: 1,
+            evicted: 2,
+        }],
+        drained: vec!["node1".into(), "node2".into()],
+        idle_before_gpus: 6,
+        idle_after_gpus: 2,
+        index: 42,
+        open: false,
+    }
+}
+
 /// A filler with an instance of each state.
 pub(crate) fn filler() -> Filler {
     let instance = |id, node: &str, state: &str, address: &str| Instance {

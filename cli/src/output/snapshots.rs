@@ -4,11 +4,13 @@ use expect_test::expect_file;
 
 use super::fabric::OccupancyView;
 use super::filler::{FillerListView, FillerView};
+use super::health::HealthView;
 use super::job::{JobListView, JobSpecView, JobView};
 use super::node::{NodeListView, NodeView};
 use super::plan::{PlanView, WhyView};
 use super::status::StatusView;
-use super::{fabric, filler, job, node, plan, samples, status};
+use super::whatif::WhatIfView;
+use super::{fabric, filler, health, job, node, plan, samples, status, whatif};
 
 /// Compares with `snapshots/NAME`; escape characters are written as `^`.
 fn check(name: &str, text: &str) {
@@ -88,6 +90,26 @@ fn whys() {
     let view = WhyView::new(&samples::why());
     check("why.txt", &plan::why(&view, samples::NOW_MS, false));
     check_json("why.json", &view);
+}
+
+#[test]
+fn what_ifs() {
+    let view = WhatIfView::new(&samples::what_if());
+    check("whatif.txt", &whatif::show(&view, false, false));
+    check("whatif-wide.txt", &whatif::show(&view, true, false));
+    check_json("whatif.json", &view);
+    let nothing = WhatIfView::new(&Default::default());
+    let text = whatif::show(&nothing, false, false);
+    assert!(text.starts_with("No job starts, moves, waits or ends for it."), "{text}");
+}
+
+#[test]
+fn faulty_parts() {
+    let view = HealthView::new(&samples::health());
+    check("fabric-health.txt", &health::show(&view, false));
+    check_json("fabric-health.json", &view);
+    let none = HealthView::new(&Default::default());
+    assert_eq!(health::show(&none, false), "Nothing is known to be faulty.");
 }
 
 #[test]

@@ -78,7 +78,8 @@ fn restore(out: Output, args: &RestoreArgs) -> Outcome {
     let bytes = fs::read(&args.file)
         .with_context(|| format!("cannot read the backup {}", args.file.display()))?;
     set_up(out, &config, async {
-        rowen_server::restore(&config, &bytes).with_context(|| args.file.display().to_string())
+        rowen_server::restore(&config, &bytes, args.longest_lease)
+            .with_context(|| args.file.display().to_string())
     })
 }
 

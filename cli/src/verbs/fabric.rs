@@ -20,6 +20,7 @@ pub(super) async fn run(session: &mut Session, verb: FabricVerb) -> Outcome {
     match verb {
         FabricVerb::Show(args) => show(session, args).await,
         FabricVerb::Set(args) => set(session, args).await,
+        FabricVerb::Health(verb) => super::health::run(session, verb).await,
         FabricVerb::Check(_) | FabricVerb::Import(_) | FabricVerb::Schema => {
             unreachable!("dispatched before")
         }

@@ -9,6 +9,7 @@ mod completion;
 mod fabric;
 mod filler;
 mod follow;
+mod health;
 mod import;
 mod job;
 mod logs;
@@ -21,9 +22,12 @@ mod sim;
 mod status;
 mod submit;
 mod version;
+mod whatif;
 
+pub(crate) use health::HealthVerb;
 pub(crate) use replay::ReplayArgs;
 pub(crate) use sim::SimVerb;
+pub(crate) use whatif::WhatIfArgs;
 
 use std::future::Future;
 use std::process::ExitCode;
@@ -53,6 +57,7 @@ pub(crate) fn run(args: RowenArgs) -> Outcome {
         }
         Verb::Queue(args) => client(global, async |s| job::list(s, args.jobs).await),
         Verb::Why(args) => client(global, async |s| job::why(s, args).await),
+        Verb::WhatIf(args) => whatif::run(global, args),
         Verb::Logs(args) => client(global, async |s| logs::logs(s, args).await),
         Verb::Cancel(args) => client(global, async |s| job::cancel(s, args).await),
         Verb::Job(verb) => job(global, verb),

@@ -182,6 +182,11 @@ pub(super) fn check_each(
     Ok(ExitCode::from(code))
 }
 
+/// The job of a file.
+pub(super) fn spec_of(file: &str) -> anyhow::Result<JobSpec> {
+    Ok(JobFile::spec(&Source::read(file, None)?, &std::env::current_dir()?)?)
+}
+
 /// The job that the arguments describe: a file, flags, or a file changed by flags.
 fn spec(args: &JobSource) -> anyhow::Result<JobSpec> {
     let mut source = match &args.file {

@@ -61,6 +61,14 @@ struct Lifted<'a> {
     stuck: BTreeSet<Ask>,
 }
 
+impl Lifted<'_> {
+    /// Long parts of asks are numbered by the draft that they are for. As few workers as will do.
+    fn ask(&mut self, candidate: &Candidate<'_>) -> Ask {
+        let ask = self.draft.ask_of(candidate.spec, candidate.ask.waits);
+        ask.with(ask.least)
+    }
+}
+
 /// Tries a pass beside the bookings that begin only after the gang has ended.
 pub(crate) fn slip(
     cycle: &mut Cycle<'_>,
@@ -71,10 +79,11 @@ pub(crate) fn slip(
     let until_ms = End::of_new(candidate.spec, now_ms + COMMIT_MS)?;
     let at = cycle.lifted(until_ms)?;
     let lifted = &mut cycle.backfill.lifted[at];
-    if lifted.stuck.contains(&candidate.ask) {
+    let ask = lifted.ask(candidate);
+    if lifted.stuck.contains(&ask) {
         return None;
     }
-    let placement = pass(&mut lifted.draft, &candidate.ask)?;
+    let placement = pass(&mut lifted.draft, &ask)?;
     let done = cycle.done_of(&candidate.ask.claim, &placement);
     done.again(&mut cycle.draft);
     cycle.backfill.lifted[at].done += 1; // the caller writes it down
@@ -87,7 +96,9 @@ pub(crate) fn give_up(cycle: &mut Cycle<'_>, candidate: &Candidate<'_>) {
         return;
     };
     if let Some(at) = cycle.lifted(until_ms) {
-        cycle.backfill.lifted[at].stuck.insert(candidate.ask);
+        let lifted = &mut cycle.backfill.lifted[at];
+        let ask = lifted.ask(candidate);
+        lifted.stuck.insert(ask);
     }
 }
 
@@ -100,17 +111,21 @@ pub(crate) enum Promise {
 
 /// Books GPUs for a gang that waits, if it is one of the first.
 pub(crate) fn plan_start(cycle: &mut Cycle<'_>, candidate: &Candidate<'_>) -> Option<Promise> {
+    let ask = candidate.ask.with(candidate.ask.least);
+    if !can_book(&ask) {
+        return None;
+    }
     let queue = candidate.spec.queue.as_str();
     let planned = cycle.backfill.of_queue.get(queue).copied().unwrap_or(0);
     if planned >= PLANNED_OF_A_QUEUE || cycle.backfill.bookings.len() >= PLANNED {
         return None;
     }
-    let booking = match cycle.calendar.earliest(&mut cycle.draft, &candidate.ask) {
+    let booking = match cycle.calendar.earliest(&mut cycle.draft, &ask) {
         Some(booking) => booking,
         None if candidate.waited_ms < PATIENCE_MS => return None,
         None if cycle.backfill.unknown.contains(queue) => return None,
         None => {
-            let booking = cycle.calendar.nearest(&mut cycle.draft, &candidate.ask)?;
+            let booking = cycle.calendar.nearest(&mut cycle.draft, &ask)?;
             cycle.backfill.unknown.insert(queue.to_owned());
             booking
         }
@@ -122,7 +137,7 @@ pub(crate) fn plan_start(cycle: &mut Cycle<'_>, candidate: &Candidate<'_>) -> Op
         UNKNOWN => NEVER,
         start_ms => End::of_new(candidate.spec, start_ms).unwrap_or(NEVER),
     };
-    let claim = &candidate.ask.claim;
+    let claim = &ask.claim;
     cycle.calendar.book(&cycle.draft, &booking, (candidate.id, number, until_ms), claim);
     for (pos, gpus, _) in &booking.on {
         cycle.draft.book(*pos, *gpus, 0, 0);
@@ -132,9 +147,15 @@ pub(crate) fn plan_start(cycle: &mut Cycle<'_>, candidate: &Candidate<'_>) -> Op
     Some(promise)
 }
 
+/// A gang in groups, spread, or on nodes of its own is not booked: when it fits is more than when
+/// enough GPUs are free.
+fn can_book(ask: &Ask) -> bool {
+    ask.is_formless() && !ask.claim.exclusive
+}
+
 /// When a gang would start that is not one of the first, or is not queued at all; books nothing.
 pub(crate) fn estimate(cycle: &mut Cycle<'_>, ask: &Ask) -> Option<PlannedStart> {
-    let booking = cycle.calendar.earliest(&mut cycle.draft, ask)?;
+    let booking = can_book(ask).then(|| cycle.calendar.earliest(&mut cycle.draft, ask))??;
     said(cycle, &booking)
 }
 

@@ -9,7 +9,7 @@ use rowen_topology::NodePos;
 use crate::{
     demand::Ask,
     draft::Draft,
-    fit,
+    fit::{self, Spot},
     node::{DraftNode, Fate},
     slots::Pool,
 };
@@ -21,16 +21,16 @@ type Kept = Vec<(NodePos, GpuMask, u32)>;
 pub(crate) fn earmark(draft: &mut Draft<'_>, ask: &Ask) -> Option<(String, Kept)> {
     draft.slots(&ask.claim, Pool::Soon);
     let slots = draft.counted(&ask.claim, Pool::Soon);
-    let domain = fit::best_domain(draft, ask, slots)?;
+    let Spot { domain, on, .. } = fit::spot(draft, ask, slots)?;
     let mut kept = Kept::new();
-    for (pos, workers) in fit::spread(draft, slots, domain, ask.workers.into()) {
+    for (pos, workers) in on {
         let gpus = soonest(draft.node(pos), workers * ask.claim.gpus);
         draft.earmark(pos, gpus, &ask.claim, workers);
         kept.push((pos, gpus, workers));
     }
     let reason = format!(
         "needs {}: {} holds it once what already ends there has ended",
-        ask.in_words(draft.index()),
+        draft.in_words(ask),
         fit::name(draft.index(), domain)
     );
     Some((reason, kept))

@@ -24,7 +24,7 @@ use crate::{
 const GANG_HOUR_MICROS: u128 = 2_000_000;
 const HOUR_MS: u128 = 3_600_000;
 /// One level wider costs a gang as much as waiting this much longer.
-const WIDER_MS: u128 = 60_000;
+pub(super) const WIDER_MS: u128 = 60_000;
 /// In the place of a cost: that domain does not hold the gang.
 const TOO_SMALL: u64 = u64::MAX;
 
@@ -163,7 +163,7 @@ fn least(bounds: &[u64]) -> Option<(u32, u64)> {
 }
 
 /// What it costs to keep a whole gang waiting.
-fn delay_micros(ask: &Ask, ms: u128) -> u128 {
+pub(super) fn delay_micros(ask: &Ask, ms: u128) -> u128 {
     let hourly_micros = u128::from(ask.gpus()) * GANG_HOUR_MICROS;
     match u64::try_from(hourly_micros.saturating_mul(ms)) {
         Ok(product) => (product / HOUR_MS as u64).into(), // a division by a constant

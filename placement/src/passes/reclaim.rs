@@ -13,14 +13,14 @@ use std::{
 use rowen_state::{
     Allocation, AllocationId, Cluster, Job, JobSpec, JobState, Owner, Queue, QueueId,
 };
-use rowen_topology::NodePos;
 
 use crate::{
     Candidate, Cycle,
     demand::Ask,
     draft::Draft,
+    evicting,
     fit::{self, Placement},
-    passes::{allocate, preempt},
+    passes::allocate,
     slots::Pool,
 };
 
@@ -61,15 +61,16 @@ impl Gang<'_> {
 
 /// Places the gang on the draft, if evictions of gangs make room for it. The caller writes it down.
 pub(crate) fn reclaim(cycle: &mut Cycle<'_>, candidate: &Candidate<'_>) -> Option<Placement> {
-    let (spec, gpus) = (candidate.spec, candidate.ask.gpus());
+    let ask = &candidate.ask.with(candidate.ask.least);
+    let (spec, gpus) = (candidate.spec, ask.gpus());
     let may = leave(cycle, spec, gpus);
     if may.is_empty() || cycle.reclaim.searches >= SEARCHES {
         return None;
     }
     cycle.reclaim.searches += 1;
-    let victims = needed(&mut cycle.draft, &candidate.ask, &may)?;
+    let victims = needed(&mut cycle.draft, ask, &may)?;
     let ids: Vec<AllocationId> = victims.iter().map(|gang| gang.allocation.id).collect();
-    let placement = place(&mut cycle.draft, &candidate.ask, &victims)?;
+    let placement = place(&mut cycle.draft, ask, &victims)?;
     cycle.reclaim.taken.extend(&ids);
     for gang in &victims {
         cycle.calendar.evicted(gang.job.id);
@@ -78,7 +79,7 @@ pub(crate) fn reclaim(cycle: &mut Cycle<'_>, candidate: &Candidate<'_>) -> Optio
             *cycle.reclaim.given_up.entry(queue.id).or_default() += gpus;
         }
     }
-    cycle.done_of(&candidate.ask.claim, &placement).again(&mut cycle.draft);
+    cycle.done_of(&ask.claim, &placement).again(&mut cycle.draft);
     Some(placement)
 }
 
@@ -144,8 +145,7 @@ fn needed<'a>(draft: &mut Draft<'_>, ask: &Ask, may: &[Gang<'a>]) -> Option<Vec<
     let mut fits = |gangs: &mut dyn Iterator<Item = &Gang<'a>>| {
         gangs.for_each(|gang| vacate(draft, gang));
         draft.slots(&ask.claim, Pool::Evicted);
-        let slots = draft.counted(&ask.claim, Pool::Evicted);
-        let fits = fit::best_domain(draft, ask, slots).is_some();
+        let fits = fit::fits(draft, ask, draft.counted(&ask.claim, Pool::Evicted));
         draft.rollback(before);
         fits
     };
@@ -175,7 +175,7 @@ fn needed<'a>(draft: &mut Draft<'_>, ask: &Ask, may: &[Gang<'a>]) -> Option<Vec<
 fn place(draft: &mut Draft<'_>, ask: &Ask, victims: &[Gang<'_>]) -> Option<Placement> {
     let before = draft.checkpoint();
     victims.iter().for_each(|gang| vacate(draft, gang));
-    let found = allocate::allocate(draft, ask).or_else(|| preempt::preempt(draft, ask));
+    let found = allocate::allocate(draft, ask).or_else(|| evicting(draft, ask));
     draft.rollback(before);
     let mut placement = found?;
     let notices = victims.iter().map(|gang| gang.allocation.notice_ms);
@@ -207,11 +207,5 @@ fn why(draft: &Draft<'_>, victims: &[Gang<'_>], placement: &Placement) -> String
 }
 
 fn vacate(draft: &mut Draft<'_>, gang: &Gang<'_>) {
-    let mut nodes: Vec<NodePos> =
-        gang.allocation.tasks.iter().filter_map(|task| draft.view.pos_of(task.node)).collect();
-    nodes.sort_unstable();
-    nodes.dedup();
-    for pos in nodes {
-        draft.vacate(pos, gang.allocation.id);
-    }
+    draft.vacate(gang.allocation.id, gang.job.spec.shape.nodes.exclusive);
 }

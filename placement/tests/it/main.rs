@@ -4,9 +4,12 @@
 
 mod backfill;
 mod explains;
+mod links;
 mod plans;
 mod properties;
 mod queues;
+mod shapes;
 mod steady;
 mod validator;
+mod what_ifs;
 mod world;

@@ -24,7 +24,6 @@ fn queue(name: &str, guarantee_gpus: u64, limit_gpus: Option<u64>) -> QueueSpec 
 
 fn world(text: &str, queues: &[QueueSpec]) -> World {
     let mut world = World::new(text);
-    world.apply(Command::RaiseVersion { to: 2, asked: Vec::new() });
     for queue in queues {
         world.apply(Command::SetQueue(queue.clone()));
     }

@@ -25,6 +25,8 @@ struct Seen<'a> {
     /// Cores and memory.
     claimed: BTreeMap<NodeId, (u64, u64)>,
     victims: BTreeSet<AllocationId>,
+    /// By node: a gang of this plan, and whether it wants the node for itself.
+    alone: BTreeMap<NodeId, (JobId, bool)>,
     instances: BTreeMap<FillerId, u32>,
 }
 
@@ -36,6 +38,7 @@ impl<'a> Seen<'a> {
             promised: BTreeMap::new(),
             claimed: BTreeMap::new(),
             victims: BTreeSet::new(),
+            alone: BTreeMap::new(),
             instances: BTreeMap::new(),
         }
     }
@@ -47,6 +50,7 @@ impl<'a> Seen<'a> {
                 assert!(!victims.is_empty(), "{job} holds for nobody");
                 self.gang(*job, places, victims);
             }
+            Decision::Grow { job, places, victims, .. } => self.growth(*job, places, victims),
             Decision::StartInstance { filler, place } => self.instance(*filler, *place),
             Decision::Wait { job, reason } => {
                 assert!(!reason.is_empty(), "{job} waits for no reason");
@@ -64,16 +68,72 @@ impl<'a> Seen<'a> {
         assert!(self.jobs.insert(job), "{job} is decided twice");
     }
 
+    /// The present attempt leaves as victims do.
+    fn growth(&mut self, job: JobId, places: &[Place], victims: &[AllocationId]) {
+        let known = self.cluster.jobs().get(job).expect("the job exists");
+        assert_eq!(known.state, JobState::Running, "{job} does not run");
+        assert!(self.jobs.insert(job), "{job} is decided twice");
+        let own = known.allocation.expect("a running job has GPUs");
+        let has = self.cluster.allocations().get(own).unwrap().tasks.len();
+        assert!(places.len() > has, "{job} has {has} workers and would get {}", places.len());
+        let after_ms = known.running_ms + known.spec.shape.grow_after_ms;
+        assert!(self.cluster.now_ms() >= after_ms, "{job} has not run long enough");
+        self.fillers_leave(job, places, victims);
+        self.stands(job, places, &[victims, &[own]].concat());
+    }
+
     fn gang(&mut self, job: JobId, places: &[Place], victims: &[AllocationId]) {
         self.once(job);
+        self.fillers_leave(job, places, victims);
+        self.stands(job, places, victims);
+    }
+
+    /// Whether the places are such as the job asks for, once `gone` are gone.
+    fn stands(&mut self, job: JobId, places: &[Place], gone: &[AllocationId]) {
         let spec = self.cluster.jobs().get(job).unwrap().spec.clone();
-        assert_eq!(places.len(), spec.workers as usize, "{job}: a place a worker");
-        let level = spec.required.unwrap_or(Level::Site);
-        let domain = |place: &Place| {
-            self.cluster.index().domain_of(self.cluster.pos_of(place.node).unwrap(), level)
+        let shape = &spec.shape;
+        let size = places.len() as u32;
+        let least = if shape.min_workers > 0 { shape.min_workers } else { spec.workers };
+        assert!((least..=spec.workers).contains(&size), "{job}: {size} workers");
+        let in_one = |level: Level, places: &[Place]| {
+            let domain = |place: &Place| {
+                self.cluster.index().domain_of(self.cluster.pos_of(place.node).unwrap(), level)
+            };
+            let domains: BTreeSet<_> = places.iter().map(domain).collect();
+            assert_eq!(domains.len(), 1, "{job} must be inside one {level}: {domains:?}");
         };
-        let domains: BTreeSet<_> = places.iter().map(domain).collect();
-        assert_eq!(domains.len(), 1, "{job} must be inside one {level}: {domains:?}");
+        in_one(spec.required.unwrap_or(Level::Site), places);
+        for group in shape.groups.iter().filter(|group| !group.preferred) {
+            assert_eq!(size % group.workers, 0, "{job}: whole groups");
+            places.chunks(group.workers as usize).for_each(|part| in_one(group.level, part));
+        }
+        for spread in &shape.spread {
+            let mut counts: BTreeMap<_, u32> = BTreeMap::new();
+            for place in places {
+                let pos = self.cluster.pos_of(place.node).unwrap();
+                *counts.entry(self.cluster.index().domain_of(pos, spread.level)).or_default() += 1;
+            }
+            assert!(counts.values().all(|count| *count <= spread.workers), "{job}: {counts:?}");
+        }
+        for place in places {
+            let node = self.cluster.nodes().get(place.node).unwrap();
+            let record = self.cluster.fabric().nodes.iter().find(|one| one.name == node.name);
+            let labels = &record.unwrap().labels;
+            assert!(shape.nodes.admits(&node.gpu_model, labels), "{job} on {}", node.name);
+            if shape.nodes.exclusive {
+                let others: Vec<_> =
+                    node.owners().into_iter().filter(|id| !gone.contains(id)).collect();
+                assert!(others.is_empty() && node.holders().is_empty(), "{job} beside {others:?}");
+            }
+            let alone = self.alone.insert(node.id, (job, shape.nodes.exclusive));
+            let same = alone
+                .is_none_or(|(other, whole)| other == job || (!whole && !shape.nodes.exclusive));
+            assert!(same, "{job} on {}, which {alone:?} has for itself", node.name);
+        }
+        places.iter().for_each(|place| self.place(*place, &spec.resources, gone));
+    }
+
+    fn fillers_leave(&mut self, job: JobId, places: &[Place], victims: &[AllocationId]) {
         let nodes: BTreeSet<NodeId> = places.iter().map(|place| place.node).collect();
         for victim in victims {
             let allocation = self.cluster.allocations().get(*victim).expect("a victim exists");
@@ -83,7 +143,6 @@ impl<'a> Seen<'a> {
             let beside = allocation.tasks.iter().any(|task| nodes.contains(&task.node));
             assert!(beside, "{victim} leaves, but not for {job}");
         }
-        places.iter().for_each(|place| self.place(*place, &spec.resources, victims));
     }
 
     fn instance(&mut self, filler: FillerId, place: Place) {
@@ -101,6 +160,15 @@ impl<'a> Seen<'a> {
     /// One worker's GPUs, cores and memory.
     fn place(&mut self, place: Place, resources: &Resources, victims: &[AllocationId]) {
         let node = self.cluster.nodes().get(place.node).expect("the node exists");
+        let taken_whole = node.owners().into_iter().filter(|id| !victims.contains(id)).any(|id| {
+            match self.cluster.allocations().get(id).unwrap().owner {
+                Owner::Gang { job, .. } => {
+                    self.cluster.jobs().get(job).unwrap().spec.shape.nodes.exclusive
+                }
+                Owner::Instance { .. } => false,
+            }
+        });
+        assert!(!taken_whole, "{} is a gang's alone", node.name);
         assert!(node.schedulable(), "{} takes nothing new", node.name);
         assert!(resources.gpu_model.as_ref().is_none_or(|model| *model == node.gpu_model));
         assert_eq!(place.gpus.count(), resources.gpus, "{:?} of {}", place.gpus, node.name);

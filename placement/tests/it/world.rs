@@ -17,7 +17,7 @@ pub(crate) struct World {
 impl World {
     /// The drawn fabric, every node up.
     pub(crate) fn new(text: &str) -> World {
-        let mut world = World { cluster: Cluster::new(1), index: 0, now_ms: 1_000_000 };
+        let mut world = World { cluster: Cluster::newest(), index: 0, now_ms: 1_000_000 };
         world.apply(Command::SetFabric(drawing::parse(text).unwrap()));
         let nodes: Vec<NodeId> = world.cluster.nodes().iter().map(|(id, _)| id).collect();
         for node in nodes {
@@ -208,6 +208,10 @@ fn line(cluster: &Cluster, decision: &Decision) -> String {
             let victims: Vec<u64> = victims.iter().map(|id| id.0).collect();
             format!("hold {job} on {}, evicting {victims:?} ({why})", on(places))
         }
+        Decision::Grow { job, places, victims, why } => {
+            let victims: Vec<u64> = victims.iter().map(|id| id.0).collect();
+            format!("grow {job} on {}, evicting {victims:?} ({why})", on(places))
+        }
         Decision::StartInstance { filler, place } => {
             format!("instance of {filler} on {}", on(&[*place]))
         }
@@ -235,6 +239,7 @@ pub(crate) fn gang(workers: u32, gpus: u32, required: Option<Level>) -> JobSpec 
         notice_ms: 120_000,
         restarts: 0,
         checkpoint_interval_ms: 0,
+        shape: Default::default(),
     }
 }
 

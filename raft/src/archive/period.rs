@@ -2,6 +2,7 @@
 //! back. Never knows of other periods, nor which entries belong here.
 
 use std::{
+    collections::BTreeMap,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -15,6 +16,8 @@ const RECORD: u8 = b'r';
 const APPLIED: &[u8] = b"m/applied";
 const GAP: &[u8] = b"m/gap";
 const PERIODS: &[u8] = b"m/periods";
+const SUM: &[u8] = b"m/sum";
+const SUMS: &[u8] = b"m/sums";
 
 /// An open period. Dropping it lets go of the folder.
 pub(super) struct Period {
@@ -32,7 +35,14 @@ pub(super) struct Notes {
     pub(super) gap: Option<u64>,
     /// The first indexes of all periods that were kept.
     pub(super) periods: Vec<u64>,
+    /// The state's digest of all records before `next`.
+    pub(super) sum: Option<u128>,
+    /// The same as of the beginning of each period of which it is known.
+    pub(super) sums: Sums,
 }
+
+/// By the first index of a period.
+pub(super) type Sums = BTreeMap<u64, u128>;
 
 impl Period {
     /// Opens the period in `dir`, or begins it. `flush_every_ms`: how much a killed process may
@@ -59,6 +69,9 @@ impl Period {
             next: read(APPLIED)?.and_then(number),
             gap: read(GAP)?.and_then(number),
             periods: periods.collect(),
+            sum: read(SUM)?
+                .and_then(|stored| stored.as_ref().try_into().ok().map(u128::from_be_bytes)),
+            sums: sums(&read(SUMS)?.unwrap_or_default()),
         })
     }
 
@@ -82,6 +95,15 @@ impl Period {
         if !notes.periods.is_empty() {
             let starts = notes.periods.iter().flat_map(|start| start.to_be_bytes()).collect();
             batch.push((PERIODS.to_vec(), starts));
+        }
+        if let Some(sum) = notes.sum {
+            batch.push((SUM.to_vec(), sum.to_be_bytes().to_vec()));
+        }
+        if !notes.sums.is_empty() {
+            let each = |(start, sum): (&u64, &u128)| {
+                [&start.to_be_bytes()[..], &sum.to_be_bytes()[..]].concat()
+            };
+            batch.push((SUMS.to_vec(), notes.sums.iter().flat_map(each).collect()));
         }
         self.db.apply(batch).map_err(|e| self.sled(e))
     }
@@ -137,6 +159,15 @@ impl Period {
     fn sled(&self, source: sled::Error) -> ArchiveError {
         ArchiveError::Sled { dir: self.dir.clone(), source }
     }
+}
+
+fn sums(stored: &[u8]) -> Sums {
+    let each = stored.chunks_exact(24).map(|pair| {
+        let (start, sum) = pair.split_at(8);
+        let start = u64::from_be_bytes(start.try_into().expect("eight bytes"));
+        (start, u128::from_be_bytes(sum.try_into().expect("sixteen bytes")))
+    });
+    each.collect()
 }
 
 fn record_key(key: &[u8]) -> Vec<u8> {

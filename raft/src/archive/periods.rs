@@ -108,8 +108,11 @@ impl Periods {
     pub(super) fn end_of(&self, start: u64) -> u64 {
         let entries = self.retention.period_entries;
         let aligned = (start / entries + 1).saturating_mul(entries);
-        let following = self.older().keys().copied().find(|other| *other > start);
-        following.map_or(aligned, |other| aligned.min(other))
+        // One that was begun early cuts the one before it short.
+        let newest = self.newest().map_or(u64::MAX, |newest| newest.start);
+        let older = self.older().keys().copied().find(|other| *other > start);
+        let following = [Some(newest).filter(|newest| *newest > start), older];
+        following.into_iter().flatten().fold(aligned, u64::min)
     }
 
     /// Whether a period that begins at `start` is not too old.
@@ -168,10 +171,20 @@ impl Periods {
         Ok(begun)
     }
 
-    /// Puts an older period aside that cannot be read.
+    /// Puts an older period aside that cannot be trusted. It begins anew, empty, where it began:
+    /// what a peer has of it must find its place.
     pub(super) fn set_aside(&self, start: u64) -> Result<(), ArchiveError> {
-        self.older().remove(&start);
-        put_aside(&self.place, &self.dir, start, DAMAGED).map(drop)
+        {
+            let mut older = self.older();
+            older.insert(start, Slot::default());
+            put_aside(&self.place, &self.dir, start, DAMAGED)?;
+        }
+        self.begin_anew(start)
+    }
+
+    /// An older period that is missing begins anew.
+    pub(super) fn begin_anew(&self, start: u64) -> Result<(), ArchiveError> {
+        self.period(start).map(drop)
     }
 
     /// Makes an older period durable.
@@ -318,7 +331,7 @@ mod tests {
                     sender.send(periods.start_of(index).unwrap()).unwrap();
                 }
             });
-            let patience = Duration::from_secs(10);
+            let patience = Duration::from_secs(60);
             let starts = [(); 3].map(|()| answers.recv_timeout(patience));
             drop(opening); // or a failure would be a test that never ends
             assert_eq!(starts, [Ok(15), Ok(20), Ok(30)]);

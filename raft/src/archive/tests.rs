@@ -21,7 +21,7 @@ fn entry(index: u64) -> Vec<Indexed> {
 
 fn fill(archive: &Archive, from: u64, to: u64) {
     for index in from..=to {
-        archive.write(index, entry(index)).unwrap();
+        archive.write(index, entry(index), None).unwrap();
     }
 }
 
@@ -82,7 +82,7 @@ fn records_go_to_the_period_of_their_index_and_reads_span_periods() {
     let archive = open(&dir);
     fill(&archive, 1, 24);
     // One batch may reach over an end.
-    archive.write(33, (25..=33).flat_map(entry).collect()).unwrap();
+    archive.write(33, (25..=33).flat_map(entry).collect(), None).unwrap();
     assert_eq!(folders(dir.path()), ["10", "20", "30"], "three are kept");
     assert_eq!(keys(&archive), expected(10, 33));
     assert_eq!(archive.get(b"last").unwrap().unwrap(), b"at 33");
@@ -151,8 +151,11 @@ fn a_period_that_is_gone_or_damaged_comes_from_a_peer() {
         assert_eq!(archive.get(b"job/975").unwrap(), None);
 
         archive.merge(everything(&peer)).unwrap();
-        assert!(!archive.close_gap(34).unwrap(), "a peer that is behind does not cover it");
-        assert!(archive.close_gap(peer.applied().unwrap()).unwrap());
+        assert!(
+            !archive.close_gap(34, archive.gaps()).unwrap(),
+            "a peer that is behind does not cover it"
+        );
+        assert!(archive.close_gap(peer.applied().unwrap(), archive.gaps()).unwrap());
         // The peer kept 20 to 40, and what comes after 35 is still to be applied here.
         assert_eq!(keys(&archive)[..16], expected(20, 35)[..16]);
         archive = reopen(&dir, archive);
@@ -177,7 +180,35 @@ fn a_period_found_damaged_by_a_fetch_is_begun_anew_by_the_next() {
     assert!(archive.merge(everything(&peer)).is_err(), "what it took before is lost with it");
     assert!(archive.has_gap().unwrap());
     archive.merge(everything(&peer)).unwrap();
-    assert!(archive.close_gap(35).unwrap());
+    assert!(archive.close_gap(35, archive.gaps()).unwrap());
+    assert_eq!(keys(&archive), expected(10, 35));
+}
+
+#[test]
+fn what_is_put_aside_during_a_fetch_is_fetched_again() {
+    let (dir, peer_dir) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (archive, peer) = (open(&dir), open(&peer_dir));
+    fill(&archive, 1, 35);
+    fill(&peer, 1, 35);
+    assert_eq!(keys(&archive), expected(10, 35));
+    archive.close();
+    drop(archive);
+    fs::remove_dir_all(dir.path().join("10")).unwrap();
+    damage(&dir.path().join("20"));
+    let archive = reopen_closed(&dir);
+    assert!(archive.has_gap().unwrap(), "one is gone");
+    let gaps = archive.gaps();
+    let (before, after): (Vec<_>, Vec<_>) =
+        everything(&peer).into_iter().partition(|item| item.index < 25);
+    archive.merge(before.into_iter().filter(|item| item.index < 20).collect()).unwrap();
+    // Somebody reads while the rest is under way, and finds the other one damaged.
+    assert_eq!(archive.get(b"job/978").unwrap(), None);
+    archive.merge(after).unwrap();
+    assert!(!archive.close_gap(35, gaps).unwrap(), "20 to 24 went with what was put aside");
+    assert!(archive.has_gap().unwrap());
+    let gaps = archive.gaps();
+    archive.merge(everything(&peer)).unwrap();
+    assert!(archive.close_gap(35, gaps).unwrap());
     assert_eq!(keys(&archive), expected(10, 35));
 }
 
@@ -186,7 +217,7 @@ fn a_gap_outlives_the_period_it_was_found_in() {
     let (dir, peer_dir) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let (archive, peer) = (open(&dir), open(&peer_dir));
     fill(&archive, 1, 3);
-    archive.skip_to(27).unwrap();
+    archive.skip_to(27, None).unwrap();
     fill(&archive, 28, 31);
     let archive = reopen(&dir, archive);
     assert!(archive.has_gap().unwrap());
@@ -194,7 +225,7 @@ fn a_gap_outlives_the_period_it_was_found_in() {
 
     fill(&peer, 1, 31);
     archive.merge(everything(&peer)).unwrap();
-    assert!(archive.close_gap(31).unwrap());
+    assert!(archive.close_gap(31, archive.gaps()).unwrap());
     assert_eq!(keys(&peer), expected(10, 31));
     assert!(keys(&peer).iter().all(|key| keys(&archive).contains(key)));
     assert_eq!(folders(dir.path()), ["0", "10", "20", "30"], "an old one goes with the next");
@@ -242,7 +273,7 @@ fn space_is_in_proportion() {
                     value: vec![b'.'; 100],
                 };
                 bytes += (record.key.len() + record.value.len()) as u64;
-                archive.write(index, vec![Indexed { index, record }]).unwrap();
+                archive.write(index, vec![Indexed { index, record }], None).unwrap();
             }
         }
         if first % 5_000 == 0 {

@@ -380,6 +380,7 @@ pub(crate) async fn fetch_archive(
     addr: &str,
     archive: &Archive,
 ) -> io::Result<bool> {
+    let gaps = archive.gaps();
     let mut parts = archive_parts(peers, target, addr).await.map_err(io::Error::other)?;
     let mut applied = None;
     while let Some(part) = parts.next().await {
@@ -396,7 +397,7 @@ pub(crate) async fn fetch_archive(
         archive.merge(items.collect())?;
     }
     match applied {
-        Some(applied) => Ok(archive.close_gap(applied)?),
+        Some(applied) => Ok(archive.close_gap(applied, gaps)?),
         None => Ok(false),
     }
 }

@@ -300,7 +300,7 @@ mod tests {
         let archive = open(dir.path());
         for index in 1..=25 {
             let record = ArchiveRecord { key: vec![index as u8], value: vec![] };
-            archive.write(index, vec![Indexed { index, record }]).unwrap();
+            archive.write(index, vec![Indexed { index, record }], None).unwrap();
         }
         assert!(archive_parts(&archive).unwrap().all(|part| !part.unwrap().incomplete));
         archive.close();

@@ -87,9 +87,11 @@ struct Group {
     dir: tempfile::TempDir,
 }
 
-/// Snapshots come early and little log is kept, so that whoever was away needs a snapshot.
+/// Snapshots come early and little log is kept, so that whoever was away needs a snapshot. A
+/// leader is missed late: a busy machine must not look like a failed one.
 pub(crate) fn small(id: u64, dir: &Path) -> ReplicaConfig {
     let mut config = config(id, &dir.join(id.to_string()));
+    (config.heartbeat_ms, config.election_min_ms, config.election_max_ms) = (100, 700, 1_000);
     (config.snapshot_every, config.keep_log, config.segment_bytes) = (200, 10, 256 << 10);
     config
 }

@@ -21,7 +21,7 @@ pub(crate) async fn lone(config: ReplicaConfig) -> (Replica, Keeper) {
 pub(crate) async fn ready(replica: &Replica) {
     let mut leadership = replica.leadership();
     let ready = leadership.wait_for(|leadership| leadership.ready);
-    tokio::time::timeout(Duration::from_secs(10), ready).await.expect("a leader in time").unwrap();
+    tokio::time::timeout(Duration::from_secs(60), ready).await.expect("a leader in time").unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

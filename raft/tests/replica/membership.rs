@@ -151,7 +151,7 @@ async fn a_removed_voter_does_not_disturb_the_group() {
     group.propose(leader, &[2, 3], "two", 20).await;
     eventually("it no longer leads", || !group.node(1).is_ready_leader()).await;
     let term = group.node(leader).replica.metrics().term;
-    tokio::time::sleep(Duration::from_millis(1_500)).await;
+    tokio::time::sleep(Duration::from_millis(2_500)).await;
     assert_eq!(group.node(leader).replica.metrics().term, term);
     group.stop().await;
 }

@@ -25,7 +25,7 @@ async fn open(disk: &SimDisk, dir: &Path) -> Result<(Replica, Keeper), OpenError
     }
     let mut leadership = replica.leadership();
     let ready = leadership.wait_for(|leadership| leadership.ready);
-    tokio::time::timeout(Duration::from_secs(5), ready).await.expect("ready in time").unwrap();
+    tokio::time::timeout(Duration::from_secs(60), ready).await.expect("ready in time").unwrap();
     Ok((replica, keeper))
 }
 
@@ -76,7 +76,7 @@ async fn a_failed_sync_stops_the_replica_for_good() {
     assert!(matches!(replica.propose(b"again".to_vec()).await, Err(ProposeError::Stopped(_))));
     assert!(matches!(replica.read_index().await, Err(ProposeError::Stopped(_))));
     let mut failed = replica.failed();
-    let failed = tokio::time::timeout(Duration::from_secs(5), failed.wait_for(Option::is_some));
+    let failed = tokio::time::timeout(Duration::from_secs(60), failed.wait_for(Option::is_some));
     let why = failed.await.expect("reported in time").unwrap().clone().unwrap();
     assert!(why.contains("cannot sync"), "{why}");
     assert!(!replica.leadership().borrow().ready, "a failed replica plans nothing");

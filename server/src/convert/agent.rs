@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use rowen_api::v1;
 use rowen_state::{
-    Allocation, AllocationId, Cluster, FieldError, GpuMask, NodeId, NodeReport, Owner, Probe,
-    TaskPhase, TaskReport,
+    Allocation, AllocationId, Cluster, FieldError, GpuMask, Group, NodeId, NodeReport, Owner,
+    Probe, TaskPhase, TaskReport,
 };
 
 use super::{epoch_from_proto, epoch_to_proto, filler::stop_reason, ordinals, owner_to_proto};
@@ -134,7 +134,8 @@ fn rendezvous(cluster: &Cluster, allocation: &Allocation) -> v1::Rendezvous {
 }
 
 /// What NCCL can be told from the fabric: a rail-wired gang across nodes should keep
-/// each ring on its rail (NCCL_CROSS_NIC=0, NCCL's environment documentation).
+/// each ring on its rail (NCCL_CROSS_NIC=0, NCCL's environment documentation). And the groups that
+/// its ranks stand in, outer to inner: `block:8,nvlink:2`, workers of each.
 fn hints(cluster: &Cluster, allocation: &Allocation) -> BTreeMap<String, String> {
     let mut hints = BTreeMap::new();
     let several = allocation.tasks.iter().any(|task| task.node != allocation.tasks[0].node);
@@ -145,6 +146,14 @@ fn hints(cluster: &Cluster, allocation: &Allocation) -> BTreeMap<String, String>
     });
     if several && railed {
         hints.insert("NCCL_CROSS_NIC".into(), "0".into());
+    }
+    if let Owner::Gang { job, .. } = allocation.owner
+        && let Some(job) = cluster.jobs().get(job)
+        && !job.spec.shape.groups.is_empty()
+    {
+        let group = |group: &Group| format!("{}:{}", group.level, group.workers);
+        let groups: Vec<String> = job.spec.shape.groups.iter().map(group).collect();
+        hints.insert("ROWEN_GROUPS".into(), groups.join(","));
     }
     hints
 }

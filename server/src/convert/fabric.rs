@@ -74,7 +74,10 @@ fn node_from_proto(at: usize, node: v1::FabricNode) -> Result<NodeRecord, FieldE
     })
 }
 
-fn narrow<T: TryFrom<u32>>(value: u32, field: impl Fn() -> String) -> Result<T, FieldError> {
+pub(super) fn narrow<T: TryFrom<u32>>(
+    value: u32,
+    field: impl Fn() -> String,
+) -> Result<T, FieldError> {
     T::try_from(value)
         .map_err(|_| FieldError::new(&field(), format!("is {value}"), "choose a smaller number"))
 }

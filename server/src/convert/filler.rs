@@ -136,5 +136,7 @@ pub(super) fn stop_reason(reason: StopReason) -> String {
         StopReason::TimeLimit => "the time limit is over".into(),
         StopReason::Withdrawn => "the filler is withdrawn".into(),
         StopReason::Redeployed => "the filler was deployed anew".into(),
+        StopReason::Resized => "the gang grows: it starts again with more workers".into(),
+        StopReason::GpuDown => "a GPU of it is down".into(),
     }
 }

@@ -1,7 +1,10 @@
 //! Jobs.
 
 use rowen_api::v1;
-use rowen_state::{Cluster, FieldError, Job, JobSpec, JobState, Task, TaskPhase};
+use rowen_state::{
+    Cluster, FieldError, Group, Job, JobSpec, JobState, LabelRule, LabelTest, NodeFilter, Shape,
+    Spread, Task, TaskPhase,
+};
 use rowen_topology::Level;
 
 use super::{or_default, ordinals, resources_from_proto, resources_to_proto};
@@ -29,6 +32,23 @@ pub fn job_spec_from_proto(spec: v1::JobSpec) -> Result<JobSpec, FieldError> {
         notice_ms: spec.notice_ms.unwrap_or(DEFAULT_NOTICE_MS),
         restarts: spec.restarts,
         checkpoint_interval_ms: spec.checkpoint_interval_ms,
+        shape: Shape {
+            groups: spec.groups.iter().map(group_from_proto).collect::<Result<_, _>>()?,
+            balanced: spec.balanced,
+            spread: spec.spread.iter().map(spread_from_proto).collect::<Result<_, _>>()?,
+            locality_wait_ms: spec.locality_wait_ms,
+            nodes: NodeFilter {
+                gpu_models: spec.gpu_models,
+                labels: spec
+                    .node_labels
+                    .into_iter()
+                    .map(rule_from_proto)
+                    .collect::<Result<_, _>>()?,
+                exclusive: spec.exclusive,
+            },
+            min_workers: spec.min_workers,
+            grow_after_ms: spec.grow_after_ms,
+        },
     })
 }
 
@@ -52,6 +72,15 @@ pub fn job_spec_to_proto(spec: &JobSpec) -> v1::JobSpec {
         notice_ms: Some(spec.notice_ms),
         restarts: spec.restarts,
         checkpoint_interval_ms: spec.checkpoint_interval_ms,
+        groups: spec.shape.groups.iter().map(group_to_proto).collect(),
+        balanced: spec.shape.balanced,
+        spread: spec.shape.spread.iter().map(spread_to_proto).collect(),
+        locality_wait_ms: spec.shape.locality_wait_ms,
+        gpu_models: spec.shape.nodes.gpu_models.clone(),
+        node_labels: spec.shape.nodes.labels.iter().map(rule_to_proto).collect(),
+        exclusive: spec.shape.nodes.exclusive,
+        min_workers: spec.shape.min_workers,
+        grow_after_ms: spec.shape.grow_after_ms,
     }
 }
 
@@ -111,6 +140,59 @@ fn task_to_proto(cluster: &Cluster, rank: u32, task: &Task) -> v1::Task {
         phase: phase.into(),
         exit_code,
     }
+}
+
+fn group_from_proto(group: &v1::Group) -> Result<Group, FieldError> {
+    let level = needed_level("topology.groups", &group.level)?;
+    Ok(Group { workers: group.workers, level, preferred: group.preferred })
+}
+
+fn group_to_proto(group: &Group) -> v1::Group {
+    let level = group.level.to_string();
+    v1::Group { workers: group.workers, level, preferred: group.preferred }
+}
+
+fn spread_from_proto(spread: &v1::Spread) -> Result<Spread, FieldError> {
+    let level = needed_level("topology.spread", &spread.level)?;
+    Ok(Spread { workers: spread.workers, level })
+}
+
+fn spread_to_proto(spread: &Spread) -> v1::Spread {
+    v1::Spread { workers: spread.workers, level: spread.level.to_string() }
+}
+
+fn rule_from_proto(rule: v1::LabelRule) -> Result<LabelRule, FieldError> {
+    let test = match rule.test.as_str() {
+        "in" => LabelTest::In(rule.values),
+        "not-in" => LabelTest::NotIn(rule.values),
+        "exists" => LabelTest::Exists,
+        "missing" => LabelTest::Missing,
+        other => {
+            let problem = format!("{other:?} is no test");
+            return Err(FieldError::new(
+                "nodes.labels",
+                problem,
+                "use in, not-in, exists or missing",
+            ));
+        }
+    };
+    Ok(LabelRule { key: rule.key, test })
+}
+
+fn rule_to_proto(rule: &LabelRule) -> v1::LabelRule {
+    let (test, values) = match &rule.test {
+        LabelTest::In(values) => ("in", values.clone()),
+        LabelTest::NotIn(values) => ("not-in", values.clone()),
+        LabelTest::Exists => ("exists", Vec::new()),
+        LabelTest::Missing => ("missing", Vec::new()),
+    };
+    v1::LabelRule { key: rule.key.clone(), test: test.into(), values }
+}
+
+fn needed_level(field: &str, word: &str) -> Result<Level, FieldError> {
+    let missing =
+        || FieldError::new(field, "names no level", "choose site, pod, block, nvlink or node");
+    level(field, word)?.ok_or_else(missing)
 }
 
 fn level(field: &str, word: &str) -> Result<Option<Level>, FieldError> {

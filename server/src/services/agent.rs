@@ -146,6 +146,7 @@ impl Session {
             node_lease_ms: timing.node_lease_ms,
             heartbeat_ms: timing.heartbeat_ms,
             kill_ms: timing.kill_ms,
+            hears_gpu_health: true,
         };
         send(&outgoing, server_message::Kind::Welcome(welcome)).await;
         let came = match server
@@ -207,6 +208,7 @@ impl Session {
                 agent_message::Kind::Log(chunk) => {
                     self.server.sessions.log_chunk(self.node, chunk).await;
                 }
+                agent_message::Kind::GpuHealth(said) => self.gpu_health(&said, permit),
             }
         }
     }
@@ -230,6 +232,26 @@ impl Session {
                 view.nodes().get(node).is_some_and(|row| row.generation > heartbeat.generation);
             if behind {
                 leader::push(&server, &view, [node], fence); // heals a lost push
+            }
+        });
+    }
+
+    /// What is new of it goes into the log. Not acknowledged: it is said again before long.
+    fn gpu_health(&self, said: &v1::GpuHealth, permit: OwnedSemaphorePermit) {
+        let view = self.server.view();
+        let reports = convert::gpu_reports(&view, &self.name, said);
+        let command = Command::SetHealth(reports);
+        let none = matches!(&command, Command::SetHealth(reports) if reports.is_empty());
+        if none || view.meta().version < command.since() {
+            return;
+        }
+        let (server, principal) = (self.server.clone(), Principal::agent(&self.name));
+        let name = self.name.clone();
+        sim::spawn(async move {
+            let _permit = permit;
+            match server.propose(&principal, None, command.clone()).await {
+                Ok(_) => tracing::warn!(node = name, ?command, "its GPUs are not as they were"),
+                Err(status) => tracing::debug!(node = name, why = status.message(), "not heard"),
             }
         });
     }

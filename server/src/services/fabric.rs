@@ -42,4 +42,24 @@ impl v1::fabric_service_server::FabricService for FabricApi {
         let done = self.0.propose(&principal, id, Command::SetFabric(record)).await?;
         Ok(Response::new(v1::SetFabricResponse { index: done.index, irregularities }))
     }
+
+    async fn set_health(
+        &self,
+        request: Request<v1::SetHealthRequest>,
+    ) -> Result<Response<v1::SetHealthResponse>, Status> {
+        let principal = principal(&request)?;
+        let v1::SetHealthRequest { request, parts } = request.into_inner();
+        let id = convert::request_id(request).map_err(invalid)?;
+        let reports = convert::part_reports(parts).map_err(invalid)?;
+        let done = self.0.propose(&principal, id, Command::SetHealth(reports)).await?;
+        Ok(Response::new(v1::SetHealthResponse { index: done.index }))
+    }
+
+    async fn list_health(
+        &self,
+        request: Request<v1::ListHealthRequest>,
+    ) -> Result<Response<v1::ListHealthResponse>, Status> {
+        let view = self.0.read_for(&request).await?;
+        Ok(view.answer(convert::health_to_proto(&view)))
+    }
 }

@@ -16,6 +16,7 @@ use crate::{
     auth::{Principal, principal},
     convert,
     server::{Done, Server},
+    what_if::what_if,
 };
 
 mod logs;
@@ -80,6 +81,18 @@ impl v1::job_service_server::JobService for JobApi {
         Ok(view.answer(
             planned.map_err(|error| Status::internal(format!("the planner failed: {error}")))?,
         ))
+    }
+
+    async fn what_if(
+        &self,
+        request: Request<v1::WhatIfRequest>,
+    ) -> Result<Response<v1::WhatIfResponse>, Status> {
+        let view = self.0.read_for(&request).await?;
+        let (copied, asked) = (view.clone(), request.into_inner());
+        let found = rowen_raft::sim::blocking(move || what_if(&copied, asked)).await;
+        let found =
+            found.map_err(|error| Status::internal(format!("the planner failed: {error}")))?;
+        Ok(view.answer(found?))
     }
 
     async fn list_jobs(

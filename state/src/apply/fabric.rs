@@ -1,6 +1,6 @@
 //! A new fabric: nodes come and go, what runs must not be touched.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use rowen_topology::{FabricRecord, NodeRecord};
 
@@ -38,8 +38,10 @@ impl Cluster {
             let id = NodeId(self.meta.last_node);
             self.nodes.insert(id, Node::new(id, record, now_ms));
         }
+        let new: BTreeSet<String> = wanted.into_keys().map(str::to_owned).collect();
         self.fabric = record.clone().into();
         self.rebuild_derived();
+        self.forget_parts(&new);
         outcome.replan = true;
         Ok(Reply::Done)
     }

@@ -165,7 +165,7 @@ impl Cluster {
             self.release_task(id, rank, outcome);
         }
         let allocation = self.forget_allocation(id).expect("checked by the caller");
-        let nodes: Vec<_> = allocation.tasks.iter().map(|task| task.node).collect();
+        let mut nodes: Vec<_> = allocation.tasks.iter().map(|task| task.node).collect();
         let job = self.jobs.get_mut(job_id).expect("its allocation names it");
         job.allocation = None;
         // Workers fail when they lose a peer, often before anybody knows that its node is gone:
@@ -188,6 +188,9 @@ impl Cluster {
                     self.queue_again(job_id, &why, outcome);
                 }
             }
+            Some(StopReason::Resized) if job.hold.is_some() => {
+                nodes.extend(self.grown(job_id, &why, outcome));
+            }
             Some(_) => self.queue_again(job_id, &why, outcome),
         }
         self.advance_holds(&nodes, outcome);
@@ -195,6 +198,9 @@ impl Cluster {
 
     fn queue_again(&mut self, id: JobId, why: &str, outcome: &mut Outcome) {
         self.set_job_state(id, JobState::Queued);
+        if self.meta.version >= 2 {
+            self.jobs.get_mut(id).expect("just queued").queued_ms = self.meta.now_ms;
+        }
         self.set_job_reason(id, format!("queued again: {why}"));
         self.tell(id, format!("queued again: {why}"), outcome);
     }

@@ -46,6 +46,7 @@ impl Cluster {
             JobState::Stopping => {
                 let job = self.jobs.get_mut(id).expect("live_job found it");
                 job.stopping = Some(StopReason::Cancelled);
+                self.release_hold(id, "cancelled", outcome); // of one that grows
                 self.tell(id, "cancelled while it was stopping".into(), outcome);
             }
             JobState::Completed | JobState::Failed | JobState::Cancelled => {

@@ -13,7 +13,7 @@ impl Cluster {
     /// reconciled with what the state knows.
     pub(super) fn node_up(&mut self, report: &NodeReport, outcome: &mut Outcome) -> Answer {
         self.may_come(report)?;
-        let (now_ms, index) = (self.meta.now_ms, self.meta.applied);
+        let (now_ms, index, version) = (self.meta.now_ms, self.meta.applied, self.meta.version);
         let node = self.nodes.get_mut(report.node).expect("may_come found it");
         let rebooted = !node.boot_id.is_empty() && node.boot_id != report.boot_id;
         node.boot_id.clone_from(&report.boot_id);
@@ -27,10 +27,15 @@ impl Cluster {
         if planted(Bug::DrainForgotten) {
             node.duty = crate::Duty::InService;
         }
-        for (ordinal, slot) in (0u32..).zip(&mut node.gpus) {
-            slot.healthy = report.healthy.contains(ordinal);
+        if version < 2 {
+            for (ordinal, slot) in (0u32..).zip(&mut node.gpus) {
+                slot.healthy = report.healthy.contains(ordinal);
+            }
         }
         node.meter_unowned(now_ms);
+        if version >= 2 {
+            self.gpus_seen(report.node, report.healthy, outcome);
+        }
         outcome.effects.push(Effect::Push(report.node));
 
         if planted(Bug::EndedRunsAgain) {

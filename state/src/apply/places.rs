@@ -20,14 +20,15 @@ impl Cluster {
         places: &[Place],
         victims: &[AllocationId],
     ) -> Result<(), Misfit> {
-        if places.len() != spec.workers as usize {
-            return Err(format!("{} places for {} workers", places.len(), spec.workers));
+        let count = places.len() as u32;
+        if !spec.shape.admits_size(spec.workers, count) {
+            return Err(format!("{count} places for {} workers", spec.workers));
         }
         self.check_places(&spec.resources, places, victims)?;
-        match spec.required {
-            Some(level) => self.check_level(level, places),
-            None => Ok(()),
+        if let Some(level) = spec.required {
+            self.check_level(level, places)?;
         }
+        if spec.shape.is_plain() { Ok(()) } else { self.check_shape(&spec.shape, places, victims) }
     }
 
     /// Whether every place is a different one, of the right size and model, and free
@@ -48,6 +49,9 @@ impl Cluster {
             let node = self.nodes.get(id).ok_or_else(|| format!("there is no node {id}"))?;
             if claim.gpu_model.as_ref().is_some_and(|model| *model != node.gpu_model) {
                 return Err(format!("{} has {}", node.name, node.gpu_model));
+            }
+            if self.is_taken_whole(node, victims) {
+                return Err(format!("a gang has all of {}", node.name));
             }
             let victims_on_node: Vec<_> =
                 node.owners().into_iter().filter(|o| victims.binary_search(o).is_ok()).collect();
@@ -84,7 +88,7 @@ impl Cluster {
         let (cpus, memory) = self.claimed(node);
         let freed = victims.iter().filter_map(|id| self.allocations.get(*id));
         let (cpus, memory) = freed.fold((cpus, memory), |(cpus, memory), victim| {
-            let (claim, tasks) = (&victim.resources, self.tasks_on(node, victim));
+            let (tasks, claim) = (self.tasks_on(node, victim), &victim.resources);
             (
                 cpus.saturating_sub(claim.cpus * tasks),
                 memory.saturating_sub(claim.memory_mib * u64::from(tasks)),
@@ -107,10 +111,8 @@ impl Cluster {
         Ok(())
     }
 
-    fn check_level(&self, level: Level, places: &[Place]) -> Result<(), Misfit> {
-        let mut domains = places.iter().map(|place| {
-            self.pos_of(place.node).map(|pos| self.derived.index.domain_of(pos, level))
-        });
+    pub(super) fn check_level(&self, level: Level, places: &[Place]) -> Result<(), Misfit> {
+        let mut domains = places.iter().map(|place| self.domain_of(place, level));
         let first = domains.next().flatten();
         if first.is_none() || domains.any(|domain| domain != first) {
             return Err(format!("the places span more than one {level}"));

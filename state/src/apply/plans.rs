@@ -40,6 +40,9 @@ impl Cluster {
                 self.set_job_reason(*job, reason.clone());
                 self.tell(*job, format!("waits: {reason}"), outcome);
             }
+            Decision::Grow { job, places, victims, why } => {
+                self.grow_gang(*job, places, victims, why, outcome)?;
+            }
             Decision::Unfilled { filler, reason } => {
                 let filler = self.fillers.get_mut(*filler).ok_or("the filler is gone")?;
                 filler.reason = clip(reason.clone());
@@ -90,12 +93,35 @@ impl Cluster {
             self.check_takes(&job.spec, gpus.values().sum(), &gangs)?;
         }
 
-        let queue = job.spec.queue.clone();
-        self.queue_uses(&queue, &gpus, true);
+        let deadline_ms = self.evict_for(id, &victims, outcome);
+        self.hold(
+            id,
+            Hold {
+                places: places.to_vec(),
+                victims: victims.to_vec(),
+                since_ms: self.meta.now_ms,
+                deadline_ms,
+                index: self.meta.applied,
+            },
+        );
+        self.set_job_state(id, JobState::Holding);
+        self.set_job_reason(id, why.to_owned());
+        let who = if gangs.is_empty() { "fillers" } else { "victims" };
+        self.tell(id, format!("holds GPUs, {} {who} have notice: {why}", victims.len()), outcome);
+        Ok(())
+    }
+
+    /// Gives victims their notice for a gang; when the last of them is killed.
+    pub(super) fn evict_for(
+        &mut self,
+        id: JobId,
+        victims: &[AllocationId],
+        outcome: &mut Outcome,
+    ) -> u64 {
         let mut deadline_ms = self.meta.now_ms;
-        for victim in &victims {
+        for victim in victims {
             self.evict(*victim, id, outcome);
-            let victim = self.allocations.get(*victim).expect("checked above");
+            let victim = self.allocations.get(*victim).expect("checked by the caller");
             deadline_ms = deadline_ms.max(victim.stop.map_or(0, |stop| stop.deadline_ms));
             self.meta.evictions += 1;
             if let Owner::Instance { filler, .. } = victim.owner
@@ -104,29 +130,25 @@ impl Cluster {
                 filler.evictions += 1;
             }
         }
-        for place in places {
-            let node = self.nodes.get_mut(place.node).expect("checked above");
+        deadline_ms
+    }
+
+    /// Keeps the places of a hold that was checked.
+    pub(super) fn hold(&mut self, id: JobId, hold: Hold) {
+        for place in &hold.places {
+            let node = self.nodes.get_mut(place.node).expect("checked by the caller");
             for ordinal in place.gpus.iter() {
                 node.gpus[ordinal as usize].held = Some(id);
             }
         }
-        let (since_ms, index) = (self.meta.now_ms, self.meta.applied);
-        let job = self.jobs.get_mut(id).expect("queued");
-        job.hold = Some(Hold {
-            places: places.to_vec(),
-            victims: victims.to_vec(),
-            since_ms,
-            deadline_ms,
-            index,
-        });
-        self.set_job_state(id, JobState::Holding);
-        self.set_job_reason(id, why.to_owned());
-        let who = if gangs.is_empty() { "fillers" } else { "victims" };
-        self.tell(id, format!("holds GPUs, {} {who} have notice: {why}", victims.len()), outcome);
-        Ok(())
+        if !self.queues.is_empty() {
+            let queue = self.jobs.get(id).expect("checked by the caller").spec.queue.clone();
+            self.queue_uses(&queue, &self.held_beside(id, &hold.places), true);
+        }
+        self.jobs.get_mut(id).expect("checked by the caller").hold = Some(hold);
     }
 
-    fn is_gang(&self, id: AllocationId) -> bool {
+    pub(super) fn is_gang(&self, id: AllocationId) -> bool {
         let owner = self.allocations.get(id).map(|allocation| allocation.owner);
         matches!(owner, Some(Owner::Gang { .. }))
     }

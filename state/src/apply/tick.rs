@@ -12,6 +12,7 @@ const OVERDUE_MS: u64 = 30_000;
 impl Cluster {
     pub(super) fn tick(&mut self, outcome: &mut Outcome) -> Answer {
         let now_ms = self.meta.now_ms;
+        self.mend_parts(outcome);
         let mut timed: Vec<_> = self.derived.timed.iter().copied().collect();
         if planted(Bug::HashOrder) {
             hash_order(&mut timed);

@@ -52,7 +52,7 @@ fn none_yet() -> Refusal {
 
 impl InForce {
     /// What covers every lease that may be held.
-    fn widest(&self) -> Timing {
+    pub(crate) fn widest(&self) -> Timing {
         self.earlier.map_or(self.timing, |earlier| earlier.widest(self.timing))
     }
 }

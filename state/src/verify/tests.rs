@@ -1,11 +1,14 @@
 //! The checker is checked: every invariant has a planted fault that it must name.
 
-use rowen_topology::{NodePos, drawing};
+use std::{collections::BTreeMap, sync::Arc};
+
+use rowen_topology::{Impaired, NodePos, drawing};
 
 use crate::{
     AllocationId, Class, Cluster, Command, Decision, Duty, Entry, Epoch, FillerId, FillerSpec,
-    FillerState, GpuMask, InForce, JobId, JobSpec, Liveness, NodeId, NodeReport, Place, Plan,
-    Reply, Resources, Stop, StopReason, TaskPhase, TaskReport, Timing, ledger::UsageKey,
+    FillerState, GpuMask, Health, InForce, JobId, JobSpec, Liveness, NodeId, NodeReport, Part,
+    Place, Plan, Queue, QueueId, QueueSpec, Quota, Reply, Resources, Seer, Stop, StopReason, TaskPhase, TaskReport, Timing,
+    ledger::UsageKey,
 };
 
 type Fault = fn(&mut Cluster);
@@ -50,6 +53,23 @@ const FAULTS: &[(&str, Fault)] = &[
     ("a filler lists its instances", |c| {
         c.fillers.get_mut(FillerId(1)).expect("deployed").instances.clear();
     }),
+    ("a queue has what its gangs have", |c| {
+        queue(c, "main", 0);
+        c.queues.get_mut(QueueId(1)).expect("just set").used.clear();
+    }),
+    ("a queue keeps its limits", |c| {
+        queue(c, "main", 0);
+        c.queues.get_mut(QueueId(1)).expect("just set").over = false;
+    }),
+    ("queues have names of their own", |c| {
+        queue(c, "lab", 99);
+        c.derived.queues_by_name.clear();
+    }),
+    ("queues stand below others, not in rings", |c| {
+        queue(c, "lab", 99);
+        c.queues.get_mut(QueueId(1)).expect("just set").spec.parent = "lab".into();
+    }),
+    ("queues belong to version 2", |c| queue(c, "lab", 99)),
     ("a removed filler goes with its last instance", |c| {
         let mut gone = c.fillers.get(FillerId(1)).expect("deployed").clone();
         (gone.state, gone.id) = (FillerState::Removing, FillerId(2));
@@ -83,6 +103,15 @@ const FAULTS: &[(&str, Fault)] = &[
     ("a snapshot restores", |c| c.derived.usage_digest ^= 1),
     ("a snapshot restores", |c| c.derived.fabric_hash ^= 1),
     ("the flat index is derived", |c| c.derived.index.set_node(NodePos(0), 1, 0)),
+    ("an exclusive node has one gang", |c| {
+        Arc::make_mut(&mut job(c, 1).spec).shape.nodes.exclusive = true;
+    }),
+    ("gangs that grow are derived", |c| {
+        c.derived.growing.insert(JobId(1));
+    }),
+    ("exclusive jobs are derived", |c| {
+        c.derived.exclusive.insert(JobId(1));
+    }),
     ("the queue is derived", |c| c.derived.queue = Default::default()),
     ("timed jobs are derived", |c| c.derived.timed = Default::default()),
     ("ended jobs are derived", |c| c.derived.ended = Default::default()),
@@ -93,7 +122,38 @@ const FAULTS: &[(&str, Fault)] = &[
     ("names and positions of nodes are derived", |c| {
         c.derived.pos_of.insert(NodeId(1), NodePos(2));
     }),
+    ("faulty parts are in the fabric", |c| fault(c, "n1", 0, 0)),
+    ("faulty parts are in the fabric", |c| {
+        c.meta.version = 2;
+        fault(c, "gone", 0, 0);
+    }),
+    ("what counts of a part is the worst said", |c| fault(c, "n1", 600, 500)),
+    ("a GPU is unfit where a fault says so", |c| {
+        c.meta.version = 2;
+        fault(c, "n1", 0, 1_000);
+    }),
+    ("a GPU is unfit where a fault says so", |c| {
+        c.meta.version = 2;
+        slot(c, 1, 0).healthy = false;
+    }),
+    ("nodes that faulty links slow down are derived", |c| {
+        let slow = Impaired { pos: NodePos(0), left_milli: [500; 5] };
+        c.derived.impaired = std::sync::Arc::new(vec![slow]);
+    }),
 ];
+
+fn fault(c: &mut Cluster, node: &str, left_milli: u16, said_milli: u16) {
+    let health = Health {
+        left_milli,
+        said_milli,
+        said_ms: 1,
+        since_ms: 1,
+        relapses: 0,
+        seer: Seer::Agent,
+        reason: String::new(),
+    };
+    c.health.set(&Part::Gpu { node: node.into(), gpu: 0 }, health);
+}
 
 fn in_force() -> InForce {
     let timing =
@@ -110,6 +170,7 @@ fn every_planted_fault_is_named() {
         cluster.jobs.settle(cluster.meta.version);
         cluster.fillers.settle(cluster.meta.version);
         cluster.allocations.settle(cluster.meta.version);
+        cluster.queues.settle(cluster.meta.version);
         let found: Vec<_> = cluster.verify().iter().map(|v| v.invariant).collect();
         assert!(found.contains(invariant), "fault {number}, {invariant}: found {found:?}");
     }
@@ -186,6 +247,24 @@ fn scene() -> Cluster {
     c
 }
 
+/// A queue as one would be in a cluster of version 2.
+fn queue(c: &mut Cluster, name: &str, limit_gpus: u64) {
+    let spec = QueueSpec {
+        name: name.into(),
+        parent: String::new(),
+        quota: Quota { guarantee_gpus: 0, limit_gpus: Some(limit_gpus) },
+        by_model: BTreeMap::new(),
+        lend_gpus: None,
+        weight: 1,
+        preempts: false,
+        min_run_ms: 0,
+    };
+    c.queues.insert(QueueId(1), Queue::new(QueueId(1), spec, c.meta.now_ms));
+    c.derived.queues_by_name.insert(name.into(), QueueId(1));
+    c.meta.last_queue = 1;
+    c.recount_queues();
+}
+
 fn run(c: &mut Cluster, command: Command) -> Reply {
     let at_ms = c.now_ms().max(1_000_000) + 1_000;
     let entry = Entry { at_ms, principal: "test".into(), request: None, command };
@@ -232,6 +311,7 @@ fn gang_of_two() -> JobSpec {
         notice_ms: 10_000,
         restarts: 1,
         checkpoint_interval_ms: 0,
+        shape: Default::default(),
     }
 }
 

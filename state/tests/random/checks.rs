@@ -1,11 +1,12 @@
 //! What must hold of a step beyond `verify()`: compares the state before and after it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use rowen_state::{
-    AllocationId, Cluster, Command, Decision, Effect, Entry, Epoch, NodeId, Outcome, Owner, Reply,
-    Stop, TaskPhase,
+    AllocationId, Cluster, Command, Decision, Effect, Entry, Epoch, NodeId, Outcome, Owner, Record,
+    Reply, Stop, TaskPhase,
     codec::{self, CodecError, READS_VERSION},
+    record_digest,
 };
 
 use crate::{
@@ -22,6 +23,8 @@ pub(crate) struct Memory {
     fences: BTreeMap<(NodeId, u32), Epoch>,
     /// What should run where after the last step.
     desired: BTreeMap<NodeId, Desired>,
+    /// Keys of the archive.
+    archived: BTreeSet<Vec<u8>>,
 }
 
 impl Memory {
@@ -54,8 +57,33 @@ impl Memory {
         check_timing(before, &step.entry.command, after)?;
         check_transitions(before, outcome, after, coverage)?;
         self.check_fences(before, after)?;
+        self.check_archive(before, outcome, after)?;
         cover(before, step, &answer, after, coverage);
         self.answers.push(answer);
+        Ok(())
+    }
+
+    /// No line of the archive is written twice, and the digest grows by what each adds: a replica
+    /// holds its periods against the state by that.
+    fn check_archive(
+        &mut self,
+        before: &Cluster,
+        outcome: &Outcome,
+        after: &Cluster,
+    ) -> Result<(), String> {
+        let mut grown = before.meta().archive_digest;
+        for Record { key, value } in &outcome.records {
+            grown = grown.wrapping_add(record_digest(key, value));
+            if !self.archived.insert(key.clone()) {
+                return Err(format!("the line {key:?} is written again"));
+            }
+        }
+        if after.meta().version >= 2 && after.meta().archive_digest != grown {
+            return Err(format!(
+                "the digest grew to {:x}, not {grown:x}",
+                after.meta().archive_digest
+            ));
+        }
         Ok(())
     }
 

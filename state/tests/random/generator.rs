@@ -2,9 +2,10 @@
 
 use rowen_state::{
     AllocationId, Cluster, Code, Command, Decision, Entry, Epoch, GpuMask, Liveness, NodeId,
-    NodeReport, Outcome, Owner, Plan, QueueSpec, ReplicaId, RequestId, TaskPhase, TaskReport,
-    Timing, codec::READS_VERSION,
+    NodeReport, Outcome, Owner, Part, PartReport, Plan, QueueSpec, ReplicaId, RequestId, Seer,
+    TaskPhase, TaskReport, Timing, codec::READS_VERSION,
 };
+use rowen_topology::FaultyLink;
 
 use crate::{plans, rng::Rng, specs};
 
@@ -183,7 +184,17 @@ impl Generator {
 
     fn draw(&mut self, cluster: &Cluster) -> Option<Drawn> {
         Some(match self.rng.below(100) {
-            0..=8 => {
+            0..=2 => {
+                let spec = specs::shaped_job(&mut self.rng, self.host_claims);
+                match cluster.meta().version {
+                    1 => {
+                        let refused = Expect::Refused(Code::Conflict);
+                        ("a shape in an old version", Command::SubmitJob(spec), refused)
+                    }
+                    _ => ("submit a shape", Command::SubmitJob(spec), Expect::Any),
+                }
+            }
+            3..=8 => {
                 let spec = specs::job(&mut self.rng, self.host_claims);
                 ("submit", Command::SubmitJob(spec), Expect::Any)
             }
@@ -209,6 +220,7 @@ impl Generator {
                 (what, Command::CommitPlan(plan), Expect::AllRejected)
             }
             97 if self.rng.chance(60) => self.draw_timing(cluster),
+            98 if self.rng.chance(70) => self.draw_health(cluster)?,
             97 => self.draw_version(cluster)?,
             _ => self.draw_fabric(cluster)?,
         })
@@ -291,6 +303,69 @@ impl Generator {
             }
             _ => ("set timing", set(drawn, None), Expect::Any),
         }
+    }
+
+    /// Parts get worse and better, in the words of agents and operators.
+    fn draw_health(&mut self, cluster: &Cluster) -> Option<Drawn> {
+        let old = cluster.meta().version < 2;
+        let count = self.rng.between(1, 4);
+        let mut reports: Vec<_> = (0..count).filter_map(|_| self.part_report(cluster)).collect();
+        let first = reports.first_mut()?;
+        let (what, expect) = match self.rng.below(10) {
+            _ if old => ("health in an old version", Expect::Refused(Code::Conflict)),
+            0 => {
+                first.part = Part::Gpu { node: first_node(cluster)?, gpu: 64 };
+                first.left_milli = 0;
+                ("health of no GPU", Expect::Refused(Code::NotFound))
+            }
+            1 => {
+                first.left_milli = 1_001;
+                ("more health than all", Expect::Refused(Code::Invalid))
+            }
+            2 => {
+                let (node, leaf) = (first_node(cluster)?, String::from("no-leaf"));
+                first.part = Part::Link(FaultyLink::Rail { node, leaf });
+                first.left_milli = 0;
+                ("health of no link", Expect::Refused(Code::NotFound))
+            }
+            _ => ("health", Expect::Any),
+        };
+        Some((what, Command::SetHealth(reports), expect))
+    }
+
+    fn part_report(&mut self, cluster: &Cluster) -> Option<PartReport> {
+        let record = self.rng.pick(&cluster.fabric().nodes)?;
+        let (node, leaf) = (record.name.clone(), record.leafs.first()?.clone());
+        let gpu = self.rng.below(record.gpu_count.into()) as u16;
+        let whole = self.rng.chance(40);
+        let drawn = self.rng.below(1_001) as u16;
+        // Often a part that is known already, so that it flaps.
+        let known: Vec<Part> = cluster.health().map(|(part, _)| part.clone()).collect();
+        let part = match self.rng.below(8) {
+            0..=3 if !known.is_empty() => self.rng.pick(&known)?,
+            0..=4 => Part::Gpu { node, gpu },
+            5 => Part::Link(FaultyLink::NvLink { node, gpu }),
+            6 => Part::Link(FaultyLink::Rail { node, leaf }),
+            _ => {
+                let leaf = self.rng.pick(&cluster.fabric().leafs)?;
+                let spine = leaf.spines.first()?.clone();
+                Part::Link(FaultyLink::Uplink { leaf: leaf.name.clone(), spine })
+            }
+        };
+        let is_gpu = matches!(part, Part::Gpu { .. });
+        let left_milli = match (whole, is_gpu) {
+            (true, _) => 1_000,
+            (false, true) => 0,
+            (false, false) => drawn,
+        };
+        let seer = if self.rng.chance(50) { Seer::Operator } else { Seer::Agent };
+        Some(PartReport {
+            part,
+            left_milli,
+            mended: self.rng.chance(15),
+            seer,
+            reason: "a test".into(),
+        })
     }
 
     fn draw_job_command(&mut self, cluster: &Cluster) -> Option<Drawn> {
@@ -571,6 +646,10 @@ impl Generator {
         // A clock behind or too far ahead does not move the state's.
         self.now_ms = self.now_ms.max(cluster.now_ms());
     }
+}
+
+fn first_node(cluster: &Cluster) -> Option<String> {
+    Some(cluster.fabric().nodes.first()?.name.clone())
 }
 
 /// A report for each live task, as its agent would make it now.

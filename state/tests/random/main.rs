@@ -70,6 +70,11 @@ const WANTED: &[&str] = &[
     "step: a victim on another node",
     "step: a victim named twice",
     "step: an instance that may not start",
+    "step: growth that may not be",
+    "step: a shape in an old version",
+    "step: submit a shape",
+    "gang stopped: Resized",
+    "gang over after: Resized",
     "step: plan of an older state",
     "step: plan made twice",
     // Reports that are late or wrong.

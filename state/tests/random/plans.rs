@@ -4,8 +4,8 @@
 use std::collections::BTreeMap;
 
 use rowen_state::{
-    AllocationId, Cluster, Decision, FillerId, FillerState, GpuMask, Job, JobId, JobState, Node,
-    NodeId, Owner, Place, Plan,
+    AllocationId, Cluster, Decision, FillerId, FillerState, GpuMask, GpuSlot, Job, JobId, JobState,
+    Node, NodeId, Owner, Place, Plan,
 };
 use rowen_topology::Level;
 
@@ -29,6 +29,13 @@ pub(crate) fn sensible(rng: &mut Rng, cluster: &Cluster) -> Plan {
                 .gang(job, evict)
                 .unwrap_or_else(|| Decision::Wait { job: job.id, reason: "does not fit".into() }),
         );
+    }
+    for job in cluster.growing() {
+        if rng.chance(60)
+            && let Some(decision) = draft.growth(job)
+        {
+            decisions.push(decision);
+        }
     }
     if rng.chance(70) {
         for filler in cluster.fillers().values().filter(|f| f.state == FillerState::Active) {
@@ -58,7 +65,11 @@ pub(crate) fn sensible(rng: &mut Rng, cluster: &Cluster) -> Plan {
 }
 
 impl Draft<'_> {
+    /// Nothing of a node that a gang has for itself.
     fn free(&self, node: &Node) -> GpuMask {
+        if taken_whole(self.cluster, node, None) {
+            return GpuMask::NONE;
+        }
         node.free().without(self.taken.get(&node.id).copied().unwrap_or_default())
     }
 
@@ -74,6 +85,39 @@ impl Draft<'_> {
         self.cluster.reclaimable(node).and(healthy).without(taken).without(known)
     }
 
+    /// Whether nobody is on a node that may not leave it, in the state or by this plan.
+    fn alone(&self, node: &Node, own: Option<AllocationId>) -> bool {
+        node.owners().iter().all(|owner| Some(*owner) == own)
+            && node.holders().is_empty()
+            && !self.taken.contains_key(&node.id)
+    }
+
+    /// A larger attempt on what is free and what it has.
+    fn growth(&mut self, job: &Job) -> Option<Decision> {
+        let own = self.cluster.allocations().get(job.allocation?)?;
+        if self.cluster.now_ms() < job.running_ms + job.spec.shape.grow_after_ms {
+            return None;
+        }
+        let level = job.spec.required.unwrap_or(Level::Site);
+        for domain in self.domains(level) {
+            let places = self.places(job, &domain, false, Some(own.id));
+            if let Some(places) = places.filter(|places| places.len() > own.tasks.len()) {
+                self.keep(job, &places);
+                let why = "more came free".into();
+                return Some(Decision::Grow { job: job.id, places, victims: Vec::new(), why });
+            }
+        }
+        None
+    }
+
+    /// What a decision takes: whole nodes where the gang wants that.
+    fn keep(&mut self, job: &Job, places: &[Place]) {
+        for place in places {
+            let whole = Place { gpus: GpuMask(u64::MAX), ..*place };
+            self.take(if job.spec.shape.nodes.exclusive { whole } else { *place });
+        }
+    }
+
     fn take(&mut self, place: Place) {
         let taken = self.taken.entry(place.node).or_default();
         *taken = taken.or(place.gpus);
@@ -85,8 +129,8 @@ impl Draft<'_> {
         let passes: &[bool] = if evict { &[false, true] } else { &[false] };
         for evict in passes {
             for domain in self.domains(level) {
-                if let Some(places) = self.places(job, &domain, *evict) {
-                    return Some(self.decide(job.id, places));
+                if let Some(places) = self.places(job, &domain, *evict, None) {
+                    return Some(self.decide(job, places));
                 }
             }
         }
@@ -103,16 +147,37 @@ impl Draft<'_> {
         domains.into_values().collect()
     }
 
-    fn places(&self, job: &Job, domain: &[NodeId], evict: bool) -> Option<Vec<Place>> {
+    /// `own`: the attempt that gives way to this one.
+    fn places(
+        &self,
+        job: &Job,
+        domain: &[NodeId],
+        evict: bool,
+        own: Option<AllocationId>,
+    ) -> Option<Vec<Place>> {
         let wanted = &job.spec.resources;
+        let shape = &job.spec.shape;
         let mut places = Vec::new();
         for id in domain {
             let node = self.cluster.nodes().get(*id).expect("listed above");
             if wanted.gpu_model.as_ref().is_some_and(|model| *model != node.gpu_model) {
                 continue;
             }
+            let models = &shape.nodes.gpu_models;
+            if !models.is_empty() && !models.contains(&node.gpu_model) {
+                continue;
+            }
+            if shape.nodes.exclusive && (evict || !self.alone(node, own)) {
+                continue;
+            }
             let mut usable = self.free(node);
-            if evict {
+            if let Some(own) = own.filter(|_| node.schedulable()) {
+                let taken = self.taken.get(&node.id).copied().unwrap_or_default();
+                let theirs =
+                    |slot: &GpuSlot| slot.healthy && slot.held.is_none() && slot.owner == Some(own);
+                usable = usable.or(node.mask(theirs).without(taken));
+            }
+            if evict && !taken_whole(self.cluster, node, None) {
                 usable = usable.or(self.reclaimable(node));
             }
             while places.len() < job.spec.workers as usize
@@ -122,21 +187,58 @@ impl Draft<'_> {
                 places.push(Place { node: *id, gpus });
             }
         }
-        (places.len() == job.spec.workers as usize).then_some(places)
+        let sizes = (1..=places.len() as u32).rev();
+        let size = { sizes }.find(|size| shape.admits_size(job.spec.workers, *size))?;
+        places.truncate(size as usize);
+        has_form(self.cluster, job, &places).then_some(places)
     }
 
-    fn decide(&mut self, job: JobId, places: Vec<Place>) -> Decision {
+    fn decide(&mut self, job: &Job, places: Vec<Place>) -> Decision {
         let mut victims: Vec<_> =
             places.iter().flat_map(|place| owners(self.cluster, *place)).collect();
         victims.sort_unstable();
         victims.dedup();
-        places.iter().for_each(|place| self.take(*place));
+        self.keep(job, &places);
+        let job = job.id;
         self.victims.extend(&victims);
         if victims.is_empty() {
             return Decision::Start { job, places, why: "fits".into() };
         }
         Decision::Hold { job, places, victims, why: "fits after evictions".into() }
     }
+}
+
+/// Whether a gang that wants it for itself has the node, or holds some of it.
+fn taken_whole(cluster: &Cluster, node: &Node, but: Option<AllocationId>) -> bool {
+    let exclusive =
+        |job: &JobId| cluster.jobs().get(*job).is_some_and(|job| job.spec.shape.nodes.exclusive);
+    let owned = node.owners().into_iter().filter(|owner| Some(*owner) != but).any(|owner| {
+        match cluster.allocations().get(owner).expect("an owner is there").owner {
+            Owner::Gang { job, .. } => exclusive(&job),
+            Owner::Instance { .. } => false,
+        }
+    });
+    owned || node.holders().iter().any(exclusive)
+}
+
+/// Whether groups that must be are together, and no domain has too many.
+fn has_form(cluster: &Cluster, job: &Job, places: &[Place]) -> bool {
+    let domain = |place: &Place, level: Level| {
+        cluster.pos_of(place.node).map(|pos| cluster.index().domain_of(pos, level))
+    };
+    let groups = job.spec.shape.groups.iter().filter(|group| !group.preferred);
+    let together = groups.into_iter().all(|group| {
+        places.chunks(group.workers as usize).all(|chunk| {
+            chunk.iter().all(|p| domain(p, group.level) == domain(&chunk[0], group.level))
+        })
+    });
+    let few = job.spec.shape.spread.iter().all(|spread| {
+        places.iter().all(|place| {
+            let same = |other: &&Place| domain(other, spread.level) == domain(place, spread.level);
+            places.iter().filter(same).count() <= spread.workers as usize
+        })
+    });
+    together && few
 }
 
 fn owners(cluster: &Cluster, place: Place) -> Vec<AllocationId> {
@@ -188,7 +290,7 @@ pub(crate) fn garbage(rng: &mut Rng, cluster: &Cluster) -> Option<(&'static str,
         });
         fits.unwrap_or(Place { node: node.id, gpus: GpuMask::first(job.spec.resources.gpus) })
     };
-    Some(match rng.below(13) {
+    Some(match rng.below(14) {
         0 => {
             let job = queued.iter().find(|job| job.spec.workers > 1)?;
             let places = vec![free_place(job); job.spec.workers as usize];
@@ -196,7 +298,8 @@ pub(crate) fn garbage(rng: &mut Rng, cluster: &Cluster) -> Option<(&'static str,
         }
         1 => {
             let job = job?;
-            let count = job.spec.workers as usize + 1 - 2 * usize::from(rng.chance(50));
+            let smaller = job.spec.shape.min_workers == 0 && rng.chance(50);
+            let count = job.spec.workers as usize + 1 - 2 * usize::from(smaller);
             ("wrong count of places", start(&job, vec![free_place(&job); count]))
         }
         2 => {
@@ -284,6 +387,20 @@ pub(crate) fn garbage(rng: &mut Rng, cluster: &Cluster) -> Option<(&'static str,
             let first = *places.first()?;
             let other = *places.iter().find(|place| domain(place) != domain(&first))?;
             ("places in two domains", start(job, vec![first, other]))
+        }
+        12 if cluster.meta().version >= 2 => {
+            // Of one that does not run, that has all it asked for, or that would get no more.
+            let jobs: Vec<_> = cluster.jobs().values().cloned().collect();
+            let job = rng.pick(&jobs)?;
+            let own = job.allocation.and_then(|own| cluster.allocations().get(own));
+            let tasks = own.map_or(&[][..], |own| &own.tasks).iter();
+            let mut places: Vec<_> =
+                tasks.map(|task| Place { node: task.node, gpus: task.gpus }).collect();
+            if places.is_empty() {
+                places.push(free_place(&job));
+            }
+            let victims = Vec::new();
+            ("growth that may not be", Decision::Grow { job: job.id, places, victims, why })
         }
         10 => {
             let job = job?;

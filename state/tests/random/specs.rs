@@ -1,6 +1,8 @@
 //! Random fabrics, jobs and fillers, valid and not.
 
-use rowen_state::{FillerSpec, JobSpec, Probe, QueueSpec, Quota, Resources};
+use rowen_state::{
+    FillerSpec, Group, JobSpec, NodeFilter, Probe, QueueSpec, Quota, Resources, Shape, Spread,
+};
 use rowen_topology::{FabricRecord, Level, drawing};
 
 use crate::rng::Rng;
@@ -73,9 +75,43 @@ pub(crate) fn job(rng: &mut Rng, host_claims: bool) -> JobSpec {
         notice_ms: rng.below(20) * 1000,
         restarts: rng.below(3) as u32,
         checkpoint_interval_ms: 0,
+        shape: Default::default(),
     };
     spec.validate().expect("a random job is valid");
     spec
+}
+
+/// A job that asks for what only version 2 knows.
+pub(crate) fn shaped_job(rng: &mut Rng, host_claims: bool) -> JobSpec {
+    loop {
+        let mut spec = JobSpec { workers: rng.between(1, 6) as u32, ..job(rng, host_claims) };
+        let level = |rng: &mut Rng| Level::ALL[rng.between(1, 4) as usize];
+        let workers = |rng: &mut Rng| rng.between(1, 3) as u32;
+        let mut shape = Shape::default();
+        if rng.chance(50) {
+            let (workers, level) = (workers(rng), level(rng));
+            shape.groups.push(Group { workers, level, preferred: rng.chance(30) });
+        }
+        if rng.chance(30) {
+            shape.spread.push(Spread { workers: workers(rng), level: level(rng) });
+        }
+        if rng.chance(20) {
+            let gpu_models = vec!["H100".into(), "H200".into()];
+            shape.nodes = NodeFilter { gpu_models, ..NodeFilter::default() };
+        }
+        shape.nodes.exclusive = rng.chance(30);
+        shape.balanced = rng.chance(30);
+        if rng.chance(20) {
+            (spec.preferred, shape.locality_wait_ms) = (Some(Level::Node), 5_000);
+        }
+        if rng.chance(50) {
+            (shape.min_workers, shape.grow_after_ms) = (workers(rng), rng.below(3) * 1_000);
+        }
+        spec.shape = shape;
+        if !spec.shape.is_plain() && spec.validate().is_ok() {
+            return spec;
+        }
+    }
 }
 
 pub(crate) fn invalid_job(rng: &mut Rng) -> JobSpec {

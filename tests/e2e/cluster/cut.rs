@@ -3,7 +3,6 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -13,9 +12,6 @@ use super::freeze::{lines, start_of, submit};
 use super::group::Group;
 use super::proxy::Proxy;
 use crate::rig::{alone, lives, processes_of, wait};
-
-/// Lease 2 s and kill 0.5 s, no notice; the rest is for a machine that others use too.
-const ENDED: Duration = Duration::from_millis(4500);
 
 #[test]
 fn a_node_that_is_not_heard_ends_its_tasks_before_others_begin() {
@@ -38,15 +34,14 @@ fn a_node_that_is_not_heard_ends_its_tasks_before_others_begin() {
     let nodes: Vec<usize> = jobs.keys().copied().collect();
     assert_eq!(nodes.len(), 4, "{jobs:?}");
 
-    let silenced = Instant::now();
     let paused = agent_of(&group, nodes[0]);
     kill(paused, Signal::SIGSTOP).unwrap();
     proxies[nodes[1] - 1].cut(true, true);
     proxies[nodes[2] - 1].cut(true, false);
     proxies[nodes[3] - 1].cut(false, true);
     for (node, (_, pid)) in &jobs {
-        wait("a task to end", 20, || (!lives(*pid)).then_some(()));
-        assert!(silenced.elapsed() < ENDED, "the task on n{node}: {:?}", silenced.elapsed());
+        // By itself: nobody reaches it. That it was in time is what the locks below show.
+        wait(&format!("the task on n{node} to end"), 20, || (!lives(*pid)).then_some(()));
     }
     // The free node takes the first of them; its worker looks for the first attempt's locks.
     wait("a second attempt", 30, || jobs.values().find_map(|(id, _)| start_of(&journal, id, 2)));

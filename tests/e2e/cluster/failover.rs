@@ -24,7 +24,7 @@ fn nothing_acknowledged_is_lost_or_doubled() {
         found.unwrap_or_else(|| panic!("no {name}: {report:#}"))["value"].as_f64().unwrap()
     };
     assert!(figure("acknowledged") > 50.0, "there was no load: {report:#}");
-    // The bars of the release build are in the bench; here only that it goes on in time.
-    assert!(figure("failover_write_max") < 5_000.0, "{report:#}");
-    assert!(figure("next_placement_max") < 10_000.0, "{report:#}");
+    // The bars are the bench's, for a release build alone on its machine; here only that it goes on.
+    assert!(figure("failover_write_max") < 60_000.0, "{report:#}");
+    assert!(figure("next_placement_max") < 60_000.0, "{report:#}");
 }

@@ -5,15 +5,19 @@ use std::fs::{self, File};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 
-use crate::rig::{ROWEN, text, wait};
+use crate::rig::{PATIENCE, ROWEN, text, wait};
 
 /// Below what tasks and outgoing connections take, and beside what `rowen dev` and `bench` take.
 const PORTS: std::ops::Range<u16> = 20_000..24_000;
+
+/// Of agents that share two busy cores with each other, and must not be missed for that.
+pub(super) const NODE_LEASE_MS: u64 = 4_000;
 
 /// Replicas are numbered from 1, as their ids are at first. Dropping it ends every process.
 pub(super) struct Group {
@@ -31,7 +35,7 @@ pub(super) struct Group {
 impl Group {
     /// Sets up so many replicas and waits until each has its vote.
     pub(super) fn start(folder: &Path, count: usize) -> Group {
-        Group::start_as(ROWEN.into(), 2_000, folder, count)
+        Group::start_as(ROWEN.into(), NODE_LEASE_MS, folder, count)
     }
 
     /// The same with another build, and node leases of this length.
@@ -68,7 +72,7 @@ impl Group {
     pub(super) fn write_config(&self, number: usize, data: &str) -> String {
         let path = self.config(number);
         let config = format!(
-            "data = {:?}\nlisten = {:?}\n[timing]\nnode_lease_ms = {}\nheartbeat_ms = 300\nkill_ms = 500\n",
+            "data = {:?}\nlisten = {:?}\n[timing]\nnode_lease_ms = {}\nheartbeat_ms = 400\nkill_ms = 500\n",
             self.folder.join(data),
             self.addrs[number - 1],
             self.node_lease_ms,
@@ -167,8 +171,8 @@ impl Group {
     /// Waits until exactly these replicas are in the group, all with a vote.
     pub(super) fn wait_voters(&self, ids: &[u64]) {
         let mut last = Value::Null;
-        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(30);
-        while std::time::Instant::now() < deadline {
+        let deadline = Instant::now() + Duration::from_secs(30 * PATIENCE);
+        while Instant::now() < deadline {
             // A lone replica that was just started may not listen yet.
             let output = self.rowen(&["cluster", "status", "-o", "json"]);
             last = serde_json::from_slice(&output.stdout).unwrap_or_default();
@@ -178,7 +182,7 @@ impl Group {
             if found == ids && replicas.len() == ids.len() {
                 return;
             }
-            std::thread::sleep(std::time::Duration::from_millis(50));
+            std::thread::sleep(Duration::from_millis(50));
         }
         panic!("the voters are never {ids:?}: {last:#}");
     }
@@ -237,13 +241,13 @@ impl Group {
 
     pub(super) fn wait_state(&self, job: &str, state: &str) -> Value {
         let mut last = Value::Null;
-        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(30);
-        while std::time::Instant::now() < deadline {
+        let deadline = Instant::now() + Duration::from_secs(30 * PATIENCE);
+        while Instant::now() < deadline {
             last = self.json(&["job", "show", job]);
             if last["state"] == state {
                 return last;
             }
-            std::thread::sleep(std::time::Duration::from_millis(50));
+            std::thread::sleep(Duration::from_millis(50));
         }
         panic!("job {job} is never {state}: {last:#}");
     }

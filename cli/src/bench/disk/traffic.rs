@@ -193,6 +193,7 @@ fn job(number: u64) -> JobSpec {
         notice_ms: 120_000,
         restarts: 1,
         checkpoint_interval_ms: 600_000,
+        shape: Default::default(),
     }
 }
 

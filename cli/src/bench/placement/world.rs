@@ -202,6 +202,7 @@ pub(super) fn gang(gpus: u32, each: u32, required: Option<Level>) -> JobSpec {
         notice_ms: 0,
         restarts: 0,
         checkpoint_interval_ms: 0,
+        shape: Default::default(),
     }
 }
 

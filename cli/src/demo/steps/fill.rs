@@ -37,7 +37,7 @@ async fn filled(demo: &mut Demo<'_>, check: &str) -> Result<()> {
     demo.wait_filled(gpus).await?;
     let instances = demo.instances().await?;
     // The picture is pushed; it may come a moment later.
-    let owned = until("the picture to show it", Duration::from_secs(10), async || {
+    let owned = until("the picture to show it", Duration::from_secs(30), async || {
         let occupancy = demo.screen.occupancy()?;
         let slots = occupancy.nodes.iter().flat_map(|node| &node.gpus);
         let filler = |kind: OwnerKind| kind == OwnerKind::Filler;

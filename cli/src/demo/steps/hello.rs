@@ -21,7 +21,7 @@ pub(super) async fn play(demo: &mut Demo<'_>) -> Result<()> {
     let mut spec = demo.gang("hello", 1, "", &["--rounds", "10", "--pause-ms", "20"]);
     spec.resources = spec.resources.map(|r| rowen_api::v1::Resources { gpus: 1, ..r });
     let id = demo.rpc.submit(spec).await?;
-    let job = demo.rpc.wait_job(id, Duration::from_secs(30), ended).await?;
+    let job = demo.rpc.wait_job(id, Duration::from_secs(90), ended).await?;
     let done = job.state() == JobState::Completed && job.attempt == 1;
     demo.check("a one-worker job runs to its end", done, job_state(job.state()));
     let delay_ms = job.running_ms.saturating_sub(job.submitted_ms);

@@ -80,7 +80,7 @@ async fn completes_elsewhere(demo: &mut Demo<'_>, gangs: &Gangs, node: &str) -> 
     demo.check("the node is known to be lost", state == "down", format!("{node} is {state:?}"));
     tokio::time::sleep(Duration::from_millis(500)).await;
     std::fs::write(&gangs.stop_long, "")?;
-    let done = demo.rpc.wait_job(gangs.long, Duration::from_secs(30), ended).await?;
+    let done = demo.rpc.wait_job(gangs.long, Duration::from_secs(90), ended).await?;
     let ranks = exact_ranks(&demo.rpc.output(gangs.long).await?);
     let ok = done.state() == JobState::Completed && ranks == (0..8).collect();
     let detail = format!("{}, ranks {ranks:?} summed exactly", job_state(done.state()));
@@ -94,14 +94,14 @@ async fn completes_elsewhere(demo: &mut Demo<'_>, gangs: &Gangs, node: &str) -> 
 async fn comes_back(demo: &mut Demo<'_>, gangs: &Gangs, node: &str) -> Result<()> {
     demo.screen.step(&format!("{node} is back, and the gang that wants every node runs"));
     demo.cluster.start_agent(node)?;
-    demo.cluster.wait_nodes_up(&[node.to_string()], Duration::from_secs(20)).await?;
+    demo.cluster.wait_nodes_up(&[node.to_string()], Duration::from_secs(60)).await?;
     let up = |job: &Job| job.state() == JobState::Running || ended(job);
-    let job = demo.rpc.wait_job(gangs.wide, Duration::from_secs(30), up).await?;
+    let job = demo.rpc.wait_job(gangs.wide, Duration::from_secs(90), up).await?;
     demo.screen.draw().await;
     let used: BTreeSet<&str> = job.tasks.iter().map(|task| task.node.as_str()).collect();
     let all = used.len() == demo.cluster.node_names().len();
     demo.check("the waiting gang gets its nodes", all, format!("{} nodes", used.len()));
-    let done = demo.rpc.wait_job(gangs.wide, Duration::from_secs(30), ended).await?;
+    let done = demo.rpc.wait_job(gangs.wide, Duration::from_secs(90), ended).await?;
     let ranks = exact_ranks(&demo.rpc.output(gangs.wide).await?).len();
     let ok = done.state() == JobState::Completed && ranks == used.len();
     let detail = format!("{}, {ranks} ranks summed exactly", job_state(done.state()));

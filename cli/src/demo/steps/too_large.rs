@@ -23,7 +23,7 @@ pub(super) async fn play(demo: &mut Demo<'_>) -> Result<Gangs> {
     spec.notice_ms = Some(1500);
     let long = demo.rpc.submit(spec).await?;
     let up = |job: &Job| job.state() == JobState::Running || ended(job);
-    let job = demo.rpc.wait_job(long, Duration::from_secs(30), up).await?;
+    let job = demo.rpc.wait_job(long, Duration::from_secs(90), up).await?;
     let running = job.state() == JobState::Running;
     let detail = format!("job {long} is {} {}", job_state(job.state()), job.reason);
     demo.check("the second gang runs", running, detail);
@@ -37,7 +37,7 @@ pub(super) async fn play(demo: &mut Demo<'_>) -> Result<Gangs> {
 
 async fn waits(demo: &mut Demo<'_>, wide: u64) -> Result<()> {
     // The reason is there once a planning pass has looked at it.
-    let why = until("a reason why it waits", Duration::from_secs(10), async || {
+    let why = until("a reason why it waits", Duration::from_secs(30), async || {
         let why = demo.rpc.why(wide).await.ok()?;
         (!why.levels.is_empty() || !why.binding_constraint.is_empty()).then_some(why)
     })
