@@ -7,8 +7,8 @@ use rowen_topology::{Impaired, NodePos, drawing};
 use crate::{
     AllocationId, Class, Cluster, Command, Decision, Duty, Entry, Epoch, FillerId, FillerSpec,
     FillerState, GpuMask, Health, InForce, JobId, JobSpec, Liveness, NodeId, NodeReport, Part,
-    Place, Plan, Queue, QueueId, QueueSpec, Quota, Reply, Resources, Seer, Stop, StopReason, TaskPhase, TaskReport, Timing,
-    ledger::UsageKey,
+    Place, Plan, Queue, QueueId, QueueSpec, Quota, Reply, Resources, Seer, Stop, StopReason,
+    TaskPhase, TaskReport, Timing, ledger::UsageKey,
 };
 
 type Fault = fn(&mut Cluster);
@@ -115,7 +115,7 @@ const FAULTS: &[(&str, Fault)] = &[
     ("the queue is derived", |c| c.derived.queue = Default::default()),
     ("timed jobs are derived", |c| c.derived.timed = Default::default()),
     ("ended jobs are derived", |c| c.derived.ended = Default::default()),
-    ("names of fillers are derived", |c| c.derived.fillers_by_name = Default::default()),
+    ("names of fillers and queues are derived", |c| c.derived.fillers_by_name = Default::default()),
     ("names and positions of nodes are derived", |c| {
         c.derived.by_name.remove("n1");
     }),

@@ -104,6 +104,10 @@ impl Generator {
         if self.rng.chance(50) {
             let asked = (1..=7).map(ReplicaId).collect(); // more than there are may have been asked
             commands.push(("raise version", Command::RaiseVersion { to: 2, asked }, Expect::Any));
+            for _ in 0..self.rng.below(4) {
+                let spec = specs::queue(&mut self.rng);
+                commands.push(("set queue", Command::SetQueue(spec), Expect::Any));
+            }
         }
         commands.into_iter().map(|drawn| self.stamp(drawn)).collect()
     }
