@@ -187,8 +187,10 @@ impl Cluster {
         }
         for node in allocation.tasks.iter().filter(|task| !task.released).map(|task| task.node) {
             let Some(node) = self.nodes.get(node) else { continue };
+            // While it is evicted, its node may be held for who comes after it.
+            let leaves = allocation.stop.is_some();
             let alone = node.owners() == [allocation.id]
-                && node.holders().iter().all(|holder| *holder == job.id);
+                && node.holders().iter().all(|holder| *holder == job.id || leaves);
             findings.check(alone, "an exclusive node has one gang", || {
                 format!("{}: {:?}", node.name, node.owners())
             });

@@ -104,9 +104,12 @@ impl Generator {
         if self.rng.chance(50) {
             let asked = (1..=7).map(ReplicaId).collect(); // more than there are may have been asked
             commands.push(("raise version", Command::RaiseVersion { to: 2, asked }, Expect::Any));
-            for _ in 0..self.rng.below(4) {
-                let spec = specs::queue(&mut self.rng);
-                commands.push(("set queue", Command::SetQueue(spec), Expect::Any));
+            if self.rng.chance(50) {
+                for name in specs::QUEUES {
+                    let name = name.into();
+                    let spec = QueueSpec { name, ..specs::queue(&mut self.rng) };
+                    commands.push(("set queue", Command::SetQueue(spec), Expect::Any));
+                }
             }
         }
         commands.into_iter().map(|drawn| self.stamp(drawn)).collect()
@@ -214,11 +217,11 @@ impl Generator {
             65..=70 => self.draw_stale_report(cluster)?,
             71..=90 => self.draw_plan(cluster),
             91 => self.draw_queue(cluster),
-            92 => {
+            92..=93 => {
                 let plan = plans::taking_a_gang(cluster)?;
                 ("take a gang back", Command::CommitPlan(plan), Expect::AllAccepted)
             }
-            93..=96 => {
+            94..=96 => {
                 let (what, decision) = plans::garbage(&mut self.rng, cluster)?;
                 let plan = Plan { based_on: cluster.applied(), decisions: vec![decision] };
                 (what, Command::CommitPlan(plan), Expect::AllRejected)

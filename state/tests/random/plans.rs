@@ -248,7 +248,10 @@ fn owners(cluster: &Cluster, place: Place) -> Vec<AllocationId> {
 
 /// A hold that evicts a gang, where queues allow it.
 pub(crate) fn taking_a_gang(cluster: &Cluster) -> Option<Plan> {
-    let single = |job: &&Job| job.spec.workers == 1 && job.spec.resources.cpus == 0;
+    let single = |job: &&Job| {
+        let plain = job.spec.shape.is_plain() && job.spec.resources.cpus == 0;
+        plain && job.spec.workers == 1
+    };
     let jobs = cluster.queue().filter(single).filter(|job| job.spec.resources.memory_mib == 0);
     let decision = jobs.flat_map(|job| {
         let victims = cluster.allocations().values();
