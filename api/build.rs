@@ -2,12 +2,13 @@
 
 use std::{env, error::Error, fs, path::PathBuf};
 
-const FILES: [&str; 5] = [
+const FILES: [&str; 6] = [
     "rowen/v1/agent.proto",
     "rowen/v1/cluster.proto",
     "rowen/v1/common.proto",
     "rowen/v1/filler.proto",
     "rowen/v1/job.proto",
+    "rowen/v1/queue.proto",
 ];
 
 fn main() -> Result<(), Box<dyn Error>> {

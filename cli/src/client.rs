@@ -14,6 +14,7 @@ use rowen_api::v1::fabric_service_client::FabricServiceClient;
 use rowen_api::v1::filler_service_client::FillerServiceClient;
 use rowen_api::v1::job_service_client::JobServiceClient;
 use rowen_api::v1::node_service_client::NodeServiceClient;
+use rowen_api::v1::queue_service_client::QueueServiceClient;
 use tokio::time::{Instant, sleep, timeout_at};
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::service::{Interceptor, interceptor::InterceptedService};
@@ -224,6 +225,11 @@ pub(crate) fn fabric(channel: Channel) -> FabricServiceClient<Channel> {
 /// See [`jobs`].
 pub(crate) fn fillers(channel: Channel) -> FillerServiceClient<Channel> {
     FillerServiceClient::new(channel).max_decoding_message_size(MAX_ANSWER_BYTES)
+}
+
+/// See [`jobs`].
+pub(crate) fn queues(channel: Channel) -> QueueServiceClient<Channel> {
+    QueueServiceClient::new(channel).max_decoding_message_size(MAX_ANSWER_BYTES)
 }
 
 /// See [`jobs`].

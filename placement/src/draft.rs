@@ -344,6 +344,20 @@ impl<'a> Draft<'a> {
         });
     }
 
+    /// Keeps GPUs for a planned start.
+    pub(crate) fn book(&mut self, pos: NodePos, gpus: GpuMask, cpus: i64, memory_mib: i64) {
+        self.change(pos, |node| node.book(gpus, cpus, memory_mib));
+    }
+
+    /// Gives workers GPUs that another draft of the same view found for them.
+    pub(crate) fn promise(&mut self, pos: NodePos, gpus: GpuMask, claim: &Claim, workers: u32) {
+        self.change(pos, |node| node.take(gpus, claim, workers));
+    }
+
+    pub(crate) fn evict(&mut self, pos: NodePos, victim: AllocationId) {
+        self.change(pos, |node| node.evict(victim));
+    }
+
     /// As if a gang had gone. From nodes that it has for itself everything comes free.
     pub(crate) fn vacate(&mut self, gang: AllocationId, exclusive: bool) {
         let Some(allocation) = self.view.allocations().get(gang) else { return };

@@ -3,8 +3,10 @@
 use rowen_state::{AllocationId, Cluster, JobSpec, Place};
 
 use crate::{
-    Cycle, Verdict,
+    Candidate, Cycle, Verdict,
     fit::{self, Placement},
+    passes::backfill,
+    when::{self, PlannedStart},
 };
 
 /// What would happen if the job were submitted now.
@@ -20,6 +22,8 @@ pub struct DryRun {
     pub victims: Vec<AllocationId>,
     /// At the latest: the longest notice of the victims, 0 without any. `None`: it would wait.
     pub start_in_ms: Option<u64>,
+    /// When it would start at the latest, if it would wait and time limits say so.
+    pub planned: Option<PlannedStart>,
     /// Why there, or why it would wait.
     pub reason: String,
     /// The tightest domain that holds all places, `block b1-leaf`; empty when it would wait.
@@ -30,10 +34,16 @@ pub struct DryRun {
 /// priority is the same or higher.
 pub fn dry_run(view: &Cluster, spec: &JobSpec) -> DryRun {
     let mut cycle = Cycle::new(view);
-    cycle.gangs_before(|job| job.spec.priority < spec.priority);
-    let ask = cycle.draft.ask_of(spec, true);
-    match cycle.consider(&ask) {
-        Verdict::Wait(reason) => DryRun { reason, ..DryRun::default() },
+    cycle.gangs_before(|job| {
+        let own = view.queues().is_empty() || job.spec.queue == spec.queue;
+        own && job.spec.priority < spec.priority
+    });
+    let candidate = Candidate::new(spec, &mut cycle.draft);
+    match cycle.consider(&candidate) {
+        Verdict::Wait { reason, planned } => {
+            let planned = planned.or_else(|| backfill::estimate(&mut cycle, &candidate.ask));
+            DryRun { reason: when::with_start(reason, planned), planned, ..DryRun::default() }
+        }
         Verdict::Start(placement) => DryRun { fits_now: true, ..placed(&cycle, placement) },
         Verdict::Hold(placement) => DryRun { fits_by_eviction: true, ..placed(&cycle, placement) },
     }

@@ -1,16 +1,18 @@
 //! Why a job waits, or where it is: the answer of `rowen why`.
 
-use rowen_state::{AllocationId, Cluster, Job, JobId, JobState};
+use rowen_state::{Cluster, Job, JobId, JobState};
 use rowen_topology::Level;
 
 use crate::{
-    Cycle, Verdict,
+    Candidate, Cycle, Verdict,
     demand::Ask,
     draft::Draft,
     fit::{self, Holding},
-    node::Fate,
+    passes::backfill,
+    queues::{Order, Queues},
     reason::{self, Census},
-    slots::{Pool, Slots},
+    slots::Pool,
+    when::{self, PlannedStart},
 };
 
 /// Why a job waits, or where it is.
@@ -105,34 +107,50 @@ fn holding(view: &Cluster, job: &Job, base: Explanation) -> Explanation {
 fn queued(view: &Cluster, job: &Job, base: Explanation) -> Explanation {
     let mut cycle = Cycle::new(view);
     cycle.gangs_before(|other| other.id == job.id);
-    let ask = cycle.draft.ask(job);
+    let candidate = Candidate::of(job, &mut cycle.draft);
+    let ask = candidate.ask;
     let levels = levels(&mut cycle.draft, &ask);
-    let position = view.queue().take_while(|other| other.id != job.id).count() + 1;
-    let base = Explanation { levels, queue_position: position as u32, ..base };
+    let position = position(view, job);
+    let base = Explanation { levels, queue_position: position, ..base };
     let before = cycle.draft.checkpoint();
-    match cycle.consider(&ask) {
+    let estimate = backfill::estimate(&mut cycle, &ask);
+    match cycle.consider(&candidate) {
         Verdict::Start(placement) | Verdict::Hold(placement) => Explanation {
             summary: format!("job {} goes with the next plan: {}", job.id, placement.why),
             binding_constraint: "the next plan".into(),
             start_estimate_ms: Some(view.now_ms() + placement.notice_ms),
             ..base
         },
-        Verdict::Wait(reason) => {
+        Verdict::Wait { reason, planned } => {
             cycle.draft.rollback(before); // what is kept for it does not stand in its way
-            let first_end = first_end(&cycle.draft, &ask);
+            let reason = when::with_start(reason, planned);
+            let said = match when::says_nothing_new(&job.reason, &reason, view.now_ms()) {
+                true => &job.reason,
+                false => &reason,
+            };
             let wait_end_ms = wait_end_ms(&mut cycle.draft, job, &ask);
+            let refused = cycle.queues.refuse(&job.spec, ask.with(ask.least).gpus()).is_some();
+            let by_ms = estimate.map(|planned| planned.by_ms);
             Explanation {
-                summary: format!("job {} waits: {reason}", job.id),
+                summary: format!("job {} waits: {said}", job.id),
                 binding_constraint: match wait_end_ms {
+                    _ if refused => "what its queue may have".into(),
                     Some(_) => "its locality wait".into(),
                     None => binding(&mut cycle.draft, &ask),
                 },
-                cheapest_change: cheapest_change(&mut cycle.draft, &ask, first_end),
-                start_estimate_ms: first_end.map(|(ms, _)| ms).into_iter().chain(wait_end_ms).min(),
+                cheapest_change: cheapest_change(&mut cycle.draft, &ask, estimate),
+                start_estimate_ms: by_ms.into_iter().chain(wait_end_ms).min(),
                 ..base
             }
         }
     }
+}
+
+/// From 1, as the queues stand before anybody is given anything.
+fn position(view: &Cluster, job: &Job) -> u32 {
+    let (mut order, queues) = (Order::new(view), Queues::new(view));
+    let jobs = std::iter::from_fn(|| order.next(&queues));
+    jobs.take_while(|other| other.id != job.id).count() as u32 + 1
 }
 
 fn levels(draft: &mut Draft<'_>, ask: &Ask) -> Vec<LevelReason> {
@@ -186,7 +204,7 @@ fn wait_end_ms(draft: &mut Draft<'_>, job: &Job, ask: &Ask) -> Option<u64> {
 }
 
 /// What would admit the job now, or first.
-fn cheapest_change(draft: &mut Draft<'_>, ask: &Ask, first_end: Option<(u64, JobId)>) -> String {
+fn cheapest_change(draft: &mut Draft<'_>, ask: &Ask, estimate: Option<PlannedStart>) -> String {
     let pool = match reason::never(draft, ask).is_some() {
         true => Pool::Empty,
         false => Pool::Evicted,
@@ -207,52 +225,9 @@ fn cheapest_change(draft: &mut Draft<'_>, ask: &Ask, first_end: Option<(u64, Job
         fewer if fewer < needed => changes.push(format!("{fewer} fewer workers")),
         _ => {}
     }
-    if let Some((end_ms, job)) = first_end {
-        let in_s = end_ms.saturating_sub(now_ms).div_ceil(1_000);
-        changes.push(format!("the end of job {job} (time limit in {in_s} s)"));
+    if let Some(PlannedStart { by_ms, after: Some(job) }) = estimate {
+        let in_s = by_ms.saturating_sub(now_ms).div_ceil(1_000);
+        changes.push(format!("the end of job {job} (by its time limit in {in_s} s)"));
     }
     changes.join(", or ")
-}
-
-/// When, by the time limits of what runs, so much has ended that the job fits, and whose end that is.
-fn first_end(draft: &Draft<'_>, ask: &Ask) -> Option<(u64, JobId)> {
-    let ends = ends(draft.view);
-    let fits_after = |count: usize| {
-        let mut ended: Vec<AllocationId> = ends[..count].iter().map(|(.., id)| *id).collect();
-        ended.sort_unstable();
-        let room = Slots::count(draft, &ask.claim, |pos| {
-            draft.node(pos).slots(&ask.claim, |tenant| {
-                tenant.fate != Fate::Staying || ended.binary_search(&tenant.allocation).is_ok()
-            })
-        });
-        fit::fits(draft, &ask.with(ask.least), &room)
-    };
-    if !fits_after(ends.len()) || fits_after(0) {
-        return None;
-    }
-    // The more have ended, the more fits: search for the first that is enough.
-    let (mut enough, mut too_few) = (ends.len(), 0);
-    while enough - too_few > 1 {
-        let middle = too_few + (enough - too_few) / 2;
-        if fits_after(middle) { enough = middle } else { too_few = middle }
-    }
-    let (end_ms, job, _) = ends[enough - 1];
-    Some((end_ms, job))
-}
-
-/// Gangs with a time limit, next end first.
-fn ends(view: &Cluster) -> Vec<(u64, JobId, AllocationId)> {
-    let mut ends: Vec<_> = view
-        .allocations()
-        .values()
-        .filter_map(|allocation| {
-            let rowen_state::Owner::Gang { job, .. } = allocation.owner else { return None };
-            let job = view.jobs().get(job)?;
-            let from_ms = if job.running_ms > 0 { job.running_ms } else { view.now_ms() };
-            let limit_ms = job.spec.time_limit_ms;
-            (limit_ms > 0).then_some((from_ms + limit_ms, job.id, allocation.id))
-        })
-        .collect();
-    ends.sort_unstable();
-    ends
 }

@@ -205,6 +205,24 @@ impl DraftNode {
         }
     }
 
+    /// Keeps GPUs for a planned start, and of cores and memory what it will claim beyond those
+    /// that come free by then.
+    pub(crate) fn book(&mut self, gpus: GpuMask, cpus: i64, memory_mib: i64) {
+        let open = self.free.or(self.gpus_of(|fate| fate != Fate::Staying));
+        self.kept += open.and(gpus).count();
+        self.promise(gpus);
+        self.host = self.host.plus(-cpus, -memory_mib);
+    }
+
+    /// Cores and memory of fillers that a booking of these GPUs sends away.
+    pub(crate) fn sent_away(&self, gpus: GpuMask) -> (u64, u64) {
+        let fillers = self.tenants.iter().filter(|tenant| tenant.fate == Fate::Evictable);
+        let theirs = fillers.filter(|tenant| !tenant.gpus.and(gpus).is_empty());
+        theirs.fold((0, 0), |(cpus, memory_mib), tenant| {
+            (cpus + tenant.cpus, memory_mib + tenant.memory_mib)
+        })
+    }
+
     /// As if an owner had gone; `gpus` come free with it.
     pub(crate) fn vacate(&mut self, owner: AllocationId, gpus: GpuMask) {
         let Some(at) = self.tenants.iter().position(|tenant| tenant.allocation == owner) else {

@@ -16,7 +16,7 @@ use crate::{
 
 /// Longest reason. The state keeps 512 bytes of it: a longer one would never be found to be the
 /// one that is there already, and would be proposed again for ever.
-const REASON_BYTES: usize = 480;
+pub(crate) const REASON_BYTES: usize = 480;
 
 /// The head of a reason with the longest names.
 pub(crate) fn bounded(mut reason: String) -> String {

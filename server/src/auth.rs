@@ -82,6 +82,9 @@ const RULES: &[(&str, &str, Role)] = &[
     ("rowen.v1.NodeService", "GetNode", Role::Operator),
     ("rowen.v1.NodeService", "ListNodes", Role::Operator),
     ("rowen.v1.NodeService", "UndrainNode", Role::Operator),
+    ("rowen.v1.QueueService", "ListQueues", Role::Operator),
+    ("rowen.v1.QueueService", "RemoveQueue", Role::Operator),
+    ("rowen.v1.QueueService", "SetQueue", Role::Operator),
     ("rowen.v1.ReplicaService", "GetCheckpoint", Role::Replica),
     ("rowen.v1.ReplicaService", "Quarantine", Role::Replica),
 ];

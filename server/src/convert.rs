@@ -7,6 +7,7 @@ mod filler;
 mod health;
 mod job;
 mod node;
+mod queue;
 
 pub use agent::{Wishes, node_report, task_report};
 pub use fabric::{fabric_from_proto, fabric_to_proto};
@@ -14,6 +15,7 @@ pub use filler::{filler_spec_from_proto, filler_spec_to_proto, filler_to_proto};
 pub use health::{gpu_reports, health_to_proto, part_reports};
 pub use job::{job_spec_from_proto, job_spec_to_proto, job_state_to_proto, job_to_proto};
 pub use node::{node_to_proto, occupancy};
+pub use queue::{queue_spec_from_proto, queue_to_proto};
 
 use rowen_api::v1;
 use rowen_state::{Allocation, Cluster, Epoch, FieldError, GpuMask, Owner, RequestId, Resources};

@@ -6,6 +6,7 @@ mod fabric;
 mod filler;
 mod job;
 mod node;
+mod queue;
 mod replica;
 
 use std::sync::Arc;
@@ -33,7 +34,7 @@ pub(crate) fn add(
         agent_service_server::AgentServiceServer, cluster_service_server::ClusterServiceServer,
         fabric_service_server::FabricServiceServer, filler_service_server::FillerServiceServer,
         job_service_server::JobServiceServer, node_service_server::NodeServiceServer,
-        replica_service_server::ReplicaServiceServer,
+        queue_service_server::QueueServiceServer, replica_service_server::ReplicaServiceServer,
     };
     let fabric = FabricServiceServer::new(fabric::FabricApi(server.clone()))
         .max_decoding_message_size(FABRIC_BYTES)
@@ -45,6 +46,7 @@ pub(crate) fn add(
         .add_service(FillerServiceServer::new(filler::FillerApi(server.clone())))
         .add_service(JobServiceServer::new(job::JobApi(server.clone())))
         .add_service(NodeServiceServer::new(node::NodeApi(server.clone())))
+        .add_service(QueueServiceServer::new(queue::QueueApi(server.clone())))
         .add_service(ReplicaServiceServer::new(replica::ReplicaApi(server.clone())))
 }
 

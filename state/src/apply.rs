@@ -13,6 +13,7 @@ mod liveness;
 mod nodes;
 mod places;
 mod plans;
+mod queues;
 mod replicas;
 mod reports;
 mod shapes;
@@ -114,6 +115,8 @@ impl Cluster {
             Command::SetTiming { timing, granted } => self.set_timing(*timing, *granted),
             Command::SettleTiming { since } => self.settle_timing(*since),
             Command::SetHealth(reports) => self.set_health(reports, outcome),
+            Command::SetQueue(spec) => self.set_queue(spec),
+            Command::RemoveQueue(name) => self.remove_queue(name),
             Command::Report(reports) => {
                 outcome.replan = false; // unless one of them frees something
                 self.report(reports, outcome)

@@ -10,8 +10,8 @@ use xxhash_rust::xxh3::xxh3_128;
 
 use crate::{
     Allocation, AllocationId, Effect, Epoch, Filler, FillerId, GpuMask, InForce, Job, JobId,
-    JobState, Node, NodeId, Outcome, Owner, Place, Record, Replica, ReplicaId, StopReason, Table,
-    Timing,
+    JobState, Node, NodeId, Outcome, Owner, Place, Queue, QueueId, Record, Replica, ReplicaId,
+    StopReason, Table, Timing,
     codec::{self, READS_VERSION, Row, Stored},
     health::{self, Health, Part, Parts},
     ledger::UsageKey,
@@ -58,6 +58,7 @@ pub struct Meta {
     pub last_replica: u64,
     /// From version 2 on, once it was set: before, each replica goes by its own configuration.
     pub timing: Option<InForce>,
+    pub(crate) last_queue: u64,
 }
 
 /// What a line of the archive adds to the digest. No key comes twice.
@@ -78,6 +79,7 @@ pub struct Cluster {
     pub(crate) fillers: Table<FillerId, Filler>,
     pub(crate) allocations: Table<AllocationId, Allocation>,
     pub(crate) replicas: Table<ReplicaId, Replica>,
+    pub(crate) queues: Table<QueueId, Queue>,
     pub(crate) usage: OrdMap<UsageKey, u64>,
     pub(crate) requests: Requests,
     /// Faulty GPUs and links. From version 2 on; empty before.
@@ -94,6 +96,7 @@ pub(crate) struct Derived {
     pub(crate) pos_of: OrdMap<NodeId, NodePos>,
     pub(crate) by_name: OrdMap<String, NodeId>,
     pub(crate) fillers_by_name: OrdMap<String, FillerId>,
+    pub(crate) queues_by_name: OrdMap<String, QueueId>,
     /// Queued jobs, next first.
     pub(crate) queue: OrdSet<(Reverse<u32>, JobId)>,
     /// Ended jobs, oldest first.
@@ -138,12 +141,14 @@ impl Cluster {
                 last_node: 0,
                 last_replica: 0,
                 timing: None,
+                last_queue: 0,
             },
             nodes: Table::new(1),
             jobs: Table::new(2),
             fillers: Table::new(3),
             allocations: Table::new(4),
             replicas: Table::new(6),
+            queues: Table::new(7),
             usage: OrdMap::new(),
             requests: Requests::default(),
             health: Parts::default(),
@@ -339,6 +344,7 @@ impl Cluster {
         );
         if self.meta.version >= 2 {
             codec::canonical(&self.health.digest(), &mut bytes);
+            codec::canonical(&self.queues.digest(), &mut bytes);
         }
         xxh3_128(&bytes)
     }
@@ -497,11 +503,19 @@ impl Cluster {
         node.meter_unowned(now_ms);
         let times = if planted(Bug::UsageTwice) { 2 } else { 1 };
         let gpu_ms = (now_ms - bound_ms) * u64::from(gpus.count()) * times;
-        let key = UsageKey { tenant, class: owner.class(), gpu_model: node.gpu_model.clone() };
+        let model = node.gpu_model.clone();
+        let key = UsageKey { tenant, class: owner.class(), gpu_model: model.clone() };
         self.book(key, gpu_ms);
         match owner {
             Owner::Gang { job, .. } => {
-                self.jobs.get_mut(job).expect("its job exists").gpu_ms += gpu_ms;
+                let job = self.jobs.get_mut(job).expect("its job exists");
+                job.gpu_ms += gpu_ms;
+                if !self.queues.is_empty() {
+                    let queue = job.spec.queue.clone();
+                    let held = job.held_on(node_id).and(gpus); // for its next attempt
+                    let back = [(model, u64::from(gpus.without(held).count()))].into();
+                    self.queue_uses(&queue, &back, false);
+                }
             }
             Owner::Instance { filler, .. } => {
                 self.fillers.get_mut(filler).expect("its filler exists").gpu_ms += gpu_ms;
@@ -558,7 +572,12 @@ impl Cluster {
 
     /// Lets go of a hold; the job waits again.
     pub(crate) fn release_hold(&mut self, id: JobId, why: &str, outcome: &mut Outcome) {
-        let Some(hold) = self.jobs.get_mut(id).and_then(|job| job.hold.take()) else { return };
+        let Some(job) = self.jobs.get_mut(id) else { return };
+        let Some(hold) = job.hold.take() else { return };
+        if !self.queues.is_empty() {
+            let queue = job.spec.queue.clone();
+            self.queue_uses(&queue, &self.held_beside(id, &hold.places), false);
+        }
         for Place { node, gpus } in hold.places {
             let Some(node) = self.nodes.get_mut(node) else { continue };
             for ordinal in gpus.iter() {
@@ -608,6 +627,7 @@ impl Cluster {
         self.fillers.rise(to);
         self.allocations.rise(to);
         self.replicas.rise(to);
+        self.queues.rise(to);
         self.derived.fabric_hash = fabric_hash(&self.fabric, to);
         if to == 2 {
             self.adopt_sick_gpus();
@@ -662,6 +682,7 @@ impl Cluster {
         self.fillers.settle(version);
         self.allocations.settle(version);
         self.replicas.settle(version);
+        self.queues.settle(version);
     }
 
     /// Brings the index and the rooms up to date with a node.
@@ -677,7 +698,9 @@ impl Cluster {
     /// Brings the rooms up to date with what an allocation's owner says of it.
     pub(crate) fn refresh_rooms_of(&mut self, id: AllocationId) {
         let tasks = self.allocations.get(id).map_or(&[][..], |allocation| &allocation.tasks);
-        for node in tasks.iter().map(|task| task.node).collect::<Vec<_>>() {
+        let mut nodes: Vec<_> = tasks.iter().map(|task| task.node).collect();
+        nodes.dedup(); // workers of a node follow one another
+        for node in nodes {
             self.refresh_index(node);
         }
     }
@@ -705,6 +728,8 @@ impl Cluster {
         derived.rooms = Rooms::new(node_at.iter().map(machine).collect());
         derived.fillers_by_name =
             self.fillers.iter().map(|(id, filler)| (filler.spec.name.clone(), id)).collect();
+        derived.queues_by_name =
+            self.queues.iter().map(|(id, queue)| (queue.spec.name.clone(), id)).collect();
         for (id, job) in self.jobs.iter() {
             if job.state == JobState::Queued {
                 derived.queue.insert((Reverse(job.spec.priority), id));
@@ -748,6 +773,7 @@ impl Derived {
             pos_of: OrdMap::new(),
             by_name: OrdMap::new(),
             fillers_by_name: OrdMap::new(),
+            queues_by_name: OrdMap::new(),
             queue: OrdSet::new(),
             ended: OrdSet::new(),
             timed: OrdSet::new(),

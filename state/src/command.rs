@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     AllocationId, Epoch, FieldError, FillerId, FillerSpec, JobId, JobSpec, NodeId, PartReport,
-    Plan, ReplicaId, TaskPhase, Timing,
+    Plan, QueueSpec, ReplicaId, TaskPhase, Timing,
 };
 
 /// One entry of the log. Enums here are only ever appended to.
@@ -118,6 +118,10 @@ pub enum Command {
     },
     /// Parts of the fabric have become faulty, or better.
     SetHealth(Vec<PartReport>),
+    /// Adds a queue, or changes the one of that name.
+    SetQueue(QueueSpec),
+    /// Forgets the queue of that name.
+    RemoveQueue(String),
 }
 
 impl Command {
@@ -127,7 +131,11 @@ impl Command {
         match self {
             // Whoever is asked to rise to a version has said that it reads it.
             Command::RaiseVersion { to, .. } => to.saturating_sub(1),
-            Command::SetTiming { .. } | Command::SettleTiming { .. } | Command::SetHealth(_) => 2,
+            Command::SetTiming { .. }
+            | Command::SettleTiming { .. }
+            | Command::SetHealth(_)
+            | Command::SetQueue(_)
+            | Command::RemoveQueue(_) => 2,
             Command::SubmitJob(spec) if !spec.shape.is_plain() => 2,
             Command::CommitPlan(plan) => {
                 plan.decisions.iter().map(crate::Decision::since).max().unwrap_or(1)

@@ -41,6 +41,11 @@ id! {
     ReplicaId(u64)
 }
 
+id! {
+    /// A queue.
+    QueueId(u64)
+}
+
 /// What fences an allocation: the incarnation of the cluster (it rises at every
 /// restore from backup) and the log index that bound the allocation.
 #[derive(

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{AllocationId, JobId, JobSpec, Place, StopReason, Task};
+use crate::{AllocationId, GpuMask, JobId, JobSpec, NodeId, Place, StopReason, Task};
 
 /// Where a job is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -105,6 +105,13 @@ pub struct Job {
 }
 
 impl Job {
+    /// GPUs of a node that are held for it.
+    pub(crate) fn held_on(&self, node: NodeId) -> GpuMask {
+        let places = self.hold.iter().flat_map(|hold| &hold.places);
+        let here = places.filter(|place| place.node == node);
+        here.fold(GpuMask::NONE, |mask, place| mask.or(place.gpus))
+    }
+
     pub(crate) fn new(id: JobId, spec: JobSpec, now_ms: u64, index: u64) -> Self {
         Job {
             id,

@@ -10,7 +10,7 @@ use std::{ops::Range, sync::Arc};
 use imbl::Vector;
 use rowen_topology::NodePos;
 
-use crate::{AllocationId, Cluster, GpuMask, Node, NodeId, Owner};
+use crate::{Allocation, AllocationId, Cluster, GpuMask, JobId, JobSpec, Node, NodeId, Owner};
 
 /// GPUs of a node, counted. The masks behind the first two are in [`Room`] and [`Evictable`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -105,12 +105,60 @@ pub struct Evictable {
     pub only: Option<AllocationId>,
 }
 
+/// A gang is taken to be up so long after it was bound.
+const START_MS: u64 = 60_000;
+
+/// A share of a node that comes free by a time limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct End {
+    /// Whose limit it is.
+    pub job: JobId,
+    /// GPUs.
+    pub gpus: GpuMask,
+    /// Cores.
+    pub cpus: u64,
+    /// Memory.
+    pub memory_mib: u64,
+    /// The limit, and the notice after it.
+    length_ms: u64,
+    /// When the gang was up; where it is not yet, when it was bound, or will be at the latest.
+    from_ms: u64,
+    up: bool,
+}
+
+impl End {
+    /// Unix time, at the latest. Of a gang that is not up yet it is put off in ever longer steps:
+    /// an estimate that moved with the clock would be another one at every tick.
+    pub fn at_ms(&self, now_ms: u64) -> u64 {
+        let mut start_ms = if self.up { 0 } else { START_MS };
+        while !self.up && self.from_ms + start_ms < now_ms {
+            start_ms *= 2;
+        }
+        self.from_ms + start_ms + self.length_ms
+    }
+
+    /// When a gang that is bound now gives its GPUs back at the latest; `None`: it has no limit.
+    pub fn of_new(job: &JobSpec, now_ms: u64) -> Option<u64> {
+        let length_ms = length_ms(job);
+        (length_ms > 0).then(|| now_ms + START_MS + length_ms)
+    }
+}
+
+/// The limit and the notice after it; 0: no limit.
+fn length_ms(job: &JobSpec) -> u64 {
+    if job.time_limit_ms > 0 { job.time_limit_ms + job.notice_ms } else { 0 }
+}
+
+/// None where nothing ends by a limit, which is most nodes of many clusters.
+type Ends = Option<Arc<[End]>>;
+
 /// See the module.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Rooms {
     counts: Vector<Count>,
     rooms: Vector<Room>,
     evictable: Vector<Evictable>,
+    ends: Vector<Ends>,
     /// Whole machines: only a new fabric changes them.
     machines: Arc<Vec<(NodeId, Host)>>,
 }
@@ -121,6 +169,7 @@ impl Rooms {
             counts: std::iter::repeat_n(Count::default(), machines.len()).collect(),
             rooms: std::iter::repeat_n(Room::default(), machines.len()).collect(),
             evictable: std::iter::repeat_n(Evictable::default(), machines.len()).collect(),
+            ends: std::iter::repeat_n(None, machines.len()).collect(),
             machines: Arc::new(machines),
         }
     }
@@ -186,11 +235,24 @@ impl Rooms {
         self.evictable[pos.0 as usize]
     }
 
+    /// What comes free on one node by time limits.
+    pub fn ends(&self, pos: NodePos) -> &[End] {
+        self.ends[pos.0 as usize].as_deref().unwrap_or_default()
+    }
+
+    /// By position: whether anything comes free there by a time limit.
+    pub fn has_ends(&self) -> impl Iterator<Item = bool> {
+        self.ends.leaves().flatten().map(Option::is_some)
+    }
+
     /// Puts one node's rows in the place of its old ones.
-    pub(crate) fn set(&mut self, pos: NodePos, Rows { count, room, evictable }: Rows) {
+    pub(crate) fn set(&mut self, pos: NodePos, Rows { count, room, evictable, ends }: Rows) {
         self.counts[pos.0 as usize] = count;
         self.rooms[pos.0 as usize] = room;
         self.evictable[pos.0 as usize] = evictable;
+        if ends.is_some() || self.ends[pos.0 as usize].is_some() {
+            self.ends[pos.0 as usize] = ends;
+        }
     }
 }
 
@@ -199,6 +261,7 @@ pub(crate) struct Rows {
     pub(crate) count: Count,
     room: Room,
     evictable: Evictable,
+    ends: Ends,
 }
 
 impl Rows {
@@ -206,6 +269,7 @@ impl Rows {
     pub(crate) fn of(cluster: &Cluster, node: &Node) -> Rows {
         let schedulable = node.schedulable();
         let sick = node.mask(|slot| !slot.healthy).count() as u8;
+        let ends = if schedulable { ends_on(cluster, node) } else { None };
         let (room, evictable) = match schedulable {
             true if !cluster.is_taken_whole(node, &[]) => {
                 (room_of(cluster, node), evictable_on(cluster, node))
@@ -218,7 +282,7 @@ impl Rows {
             evictable: evictable.gpus.count() as u8,
             ..Count::default()
         };
-        Rows { count: count.of_room(room), room, evictable }
+        Rows { count: count.of_room(room), room, evictable, ends }
     }
 }
 
@@ -260,4 +324,50 @@ fn evictable_on(cluster: &Cluster, node: &Node) -> Evictable {
         (sum.value_micros, sum.warm_up_ms, sum.notice_ms) = (value_micros, warm_up_ms, notice_ms);
     }
     sum
+}
+
+/// Gangs with a time limit, those included for which GPUs are held.
+fn ends_on(cluster: &Cluster, node: &Node) -> Ends {
+    let owners = node.owners().into_iter().filter_map(|id| cluster.allocations().get(id));
+    let running = owners.filter_map(|allocation| end_of(cluster, node, allocation));
+    let holders = node.holders().into_iter().filter_map(|id| cluster.jobs().get(id));
+    let held = holders.filter_map(|job| {
+        let gpus = node.mask(|slot| slot.healthy && slot.held == Some(job.id));
+        let from_ms = job.hold.as_ref()?.deadline_ms;
+        end(&job.spec, job.id, gpus, gpus.count(), from_ms, false)
+    });
+    let ends: Vec<End> = running.chain(held).collect();
+    (!ends.is_empty()).then(|| ends.into())
+}
+
+fn end_of(cluster: &Cluster, node: &Node, allocation: &Allocation) -> Option<End> {
+    let Owner::Gang { job, .. } = allocation.owner else { return None };
+    let job = cluster.jobs().get(job).filter(|_| allocation.stop.is_none())?;
+    let usable = |slot: &crate::GpuSlot| slot.healthy && slot.held.is_none();
+    let gpus = node.mask(|slot| slot.owner == Some(allocation.id) && usable(slot));
+    let claims = node.mask(|slot| slot.owner == Some(allocation.id)).count();
+    let up = job.running_ms > 0;
+    let from_ms = if up { job.running_ms } else { allocation.bound_ms };
+    end(&job.spec, job.id, gpus, claims, from_ms, up)
+}
+
+fn end(
+    spec: &JobSpec,
+    job: JobId,
+    gpus: GpuMask,
+    claims: u32,
+    from_ms: u64,
+    up: bool,
+) -> Option<End> {
+    let length_ms = length_ms(spec);
+    let workers = u64::from(claims / spec.resources.gpus);
+    (length_ms > 0).then(|| End {
+        job,
+        gpus,
+        cpus: u64::from(spec.resources.cpus) * workers,
+        memory_mib: spec.resources.memory_mib * workers,
+        length_ms,
+        from_ms,
+        up,
+    })
 }

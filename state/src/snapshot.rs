@@ -7,7 +7,7 @@ use rowen_topology::FabricRecord;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Allocation, Cluster, Filler, Health, Job, Node, Part, Replica, Table,
+    Allocation, Cluster, Filler, Health, Job, Node, Part, Queue, Replica, Table,
     cluster::Meta,
     codec::{self, Body, CodecError, Kind, Row, Stored},
     ledger::UsageKey,
@@ -29,6 +29,7 @@ pub(crate) struct Snapshot {
     pub(crate) usage: Vec<(UsageKey, u64)>,
     pub(crate) requests: (u128, Vec<(String, Client)>),
     pub(crate) health: Vec<(Part, Health)>,
+    pub(crate) queues: Vec<Queue>,
 }
 
 impl Stored for Snapshot {
@@ -96,6 +97,7 @@ impl Cluster {
                 .iter()
                 .map(|(part, row)| (part.clone(), row.clone()))
                 .collect(),
+            queues: self.queues.values().cloned().collect(),
         };
         Ok(codec::encode(self.meta.version, snapshot)?)
     }
@@ -116,6 +118,7 @@ impl Cluster {
         fill(&mut cluster.fillers, snapshot.fillers, version, |filler| filler.id);
         fill(&mut cluster.allocations, snapshot.allocations, version, |allocation| allocation.id);
         fill(&mut cluster.replicas, snapshot.replicas, version, |replica| replica.id);
+        fill(&mut cluster.queues, snapshot.queues, version, |queue| queue.id);
         cluster.usage = snapshot.usage.into_iter().collect();
         let (digest, clients) = snapshot.requests;
         cluster.requests = Requests::from_parts(digest, clients);

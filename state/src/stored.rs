@@ -3,7 +3,7 @@
 //! Only says which shape goes with which version: the shapes of older versions lie in `v1.rs`.
 
 use crate::{
-    Allocation, Entry, Filler, Job, JobEvent, Node, Refusal, Replica, Reply,
+    Allocation, Entry, Filler, Job, JobEvent, Node, Queue, Refusal, Replica, Reply,
     codec::{self, Body, CodecError, Kind, Row, Stored},
     command::Command,
     v1::{EntryV1, JobV1},
@@ -13,6 +13,7 @@ impl Row for Node {}
 impl Row for Filler {}
 impl Row for Allocation {}
 impl Row for Replica {}
+impl Row for Queue {}
 impl Row for rowen_topology::FabricRecord {}
 
 impl Row for Job {

@@ -160,7 +160,9 @@ impl CommandV1 {
             Command::RaiseVersion { .. }
             | Command::SetTiming { .. }
             | Command::SettleTiming { .. }
-            | Command::SetHealth(_) => return None,
+            | Command::SetHealth(_)
+            | Command::SetQueue(_)
+            | Command::RemoveQueue(_) => return None,
         })
     }
 }
@@ -330,6 +332,7 @@ impl From<MetaV1> for Meta {
             last_node: old.last_node,
             last_replica: old.last_replica,
             timing: None,
+            last_queue: 0,
         }
     }
 }
@@ -365,6 +368,7 @@ impl From<SnapshotV1> for Snapshot {
             usage: old.usage,
             requests: old.requests,
             health: Vec::new(),
+            queues: Vec::new(),
         }
     }
 }

@@ -45,6 +45,7 @@ impl Cluster {
         self.verify_jobs(&mut findings);
         self.verify_holds(&mut findings);
         self.verify_fillers(&mut findings);
+        self.verify_queues(&mut findings);
         self.verify_counters(&mut findings);
         self.verify_version(&mut findings);
         self.verify_timing(&mut findings);
@@ -186,8 +187,10 @@ impl Cluster {
         }
         for node in allocation.tasks.iter().filter(|task| !task.released).map(|task| task.node) {
             let Some(node) = self.nodes.get(node) else { continue };
+            // While it is evicted, its node may be held for who comes after it.
+            let leaves = allocation.stop.is_some();
             let alone = node.owners() == [allocation.id]
-                && node.holders().iter().all(|holder| *holder == job.id);
+                && node.holders().iter().all(|holder| *holder == job.id || leaves);
             findings.check(alone, "an exclusive node has one gang", || {
                 format!("{}: {:?}", node.name, node.owners())
             });
@@ -255,6 +258,26 @@ impl Cluster {
         }
     }
 
+    /// What a queue has is what its gangs have, and no more than its limits, if they were not lowered.
+    fn verify_queues(&self, findings: &mut Findings) {
+        let mut counted = self.counted_uses();
+        for (id, queue) in self.queues.iter() {
+            let found = || format!("{}: {:?} of {:?}", queue.spec.name, queue.used, queue.spec);
+            let used = counted.remove(&id).unwrap_or_default();
+            findings.check(queue.used == used, "a queue has what its gangs have", found);
+            for (model, quota) in queue.spec.quotas() {
+                let within = quota.limit_gpus.is_none_or(|limit| queue.used_of(model) <= limit);
+                findings.check(within || queue.over, "a queue keeps its limits", found);
+            }
+            let named = self.derived.queues_by_name.get(&queue.spec.name) == Some(&id);
+            findings.check(named, "queues have names of their own", found);
+            let above = self.check_parent(&queue.spec).is_ok();
+            findings.check(above, "queues stand below others, not in rings", found);
+        }
+        let versioned = self.queues.is_empty() || self.meta.version >= 2;
+        findings.check(versioned, "queues belong to version 2", String::new);
+    }
+
     /// Counters stand at or above every id given out, so that none is given out twice.
     fn verify_counters(&self, findings: &mut Findings) {
         let last = [
@@ -270,6 +293,7 @@ impl Cluster {
                 self.meta.last_replica,
                 self.replicas.iter().next_back().map(|(id, _)| id.0),
             ),
+            ("queue", self.meta.last_queue, self.queues.iter().next_back().map(|(id, _)| id.0)),
             (
                 "node",
                 self.meta.last_node.into(),
@@ -370,8 +394,9 @@ impl Cluster {
                 findings.check(exclusive, "exclusive jobs are derived", String::new);
                 let stopping = fresh.derived.stopping == self.derived.stopping;
                 findings.check(stopping, "allocations that stop are derived", String::new);
-                let names = fresh.derived.fillers_by_name == self.derived.fillers_by_name;
-                findings.check(names, "names of fillers are derived", String::new);
+                let names = fresh.derived.fillers_by_name == self.derived.fillers_by_name
+                    && fresh.derived.queues_by_name == self.derived.queues_by_name;
+                findings.check(names, "names of fillers and queues are derived", String::new);
                 let places = fresh.derived.by_name == self.derived.by_name
                     && fresh.derived.pos_of == self.derived.pos_of
                     && fresh.derived.rooms == self.derived.rooms;

@@ -6,8 +6,9 @@ use std::{fmt::Debug, fs, path::PathBuf};
 use rowen_state::{
     AllocationId, Cluster, Code, Command, Decision, Entry, Epoch, FillerId, FillerSpec, GpuMask,
     Group, Hold, Job, JobEvent, JobId, JobSpec, JobState, LabelRule, LabelTest, NodeFilter, NodeId,
-    NodeReport, Part, PartReport, Place, Plan, Probe, Refusal, ReplicaId, Reply, RequestId,
-    Resources, Seer, Shape, SnapshotError, Spread, StopReason, Task, TaskPhase, TaskReport, Timing,
+    NodeReport, Part, PartReport, Place, Plan, Probe, QueueSpec, Quota, Refusal, ReplicaId, Reply,
+    RequestId, Resources, Seer, Shape, SnapshotError, Spread, StopReason, Task, TaskPhase,
+    TaskReport, Timing,
     codec::{self, CodecError, Kind, READS_VERSION, Stored},
 };
 use rowen_topology::{FaultyLink, Level, drawing};
@@ -175,6 +176,19 @@ fn timing(node_lease_ms: u64) -> Timing {
     Timing { node_lease_ms, heartbeat_ms: 1_000, kill_ms: 2_000, drift_ppm: 500 }
 }
 
+fn queue() -> QueueSpec {
+    QueueSpec {
+        name: "main".into(),
+        parent: String::new(),
+        quota: Quota { guarantee_gpus: 64, limit_gpus: Some(128) },
+        by_model: [("H200".into(), Quota { guarantee_gpus: 0, limit_gpus: Some(8) })].into(),
+        lend_gpus: Some(32),
+        weight: 3,
+        preempts: true,
+        min_run_ms: 600_000,
+    }
+}
+
 /// One of each kind of part.
 fn part_reports() -> Vec<PartReport> {
     let (node, leaf) = (String::from("n1"), String::from("a-leaf"));
@@ -237,6 +251,8 @@ fn commands() -> Vec<(&'static str, Command)> {
         Command::SetTiming { timing: timing(10_000), granted: Some(timing(20_000)) },
         Command::SettleTiming { since: 12 },
         Command::SetHealth(part_reports()),
+        Command::SetQueue(queue()),
+        Command::RemoveQueue("main".into()),
     ];
     let name = |command: &Command| match command {
         Command::Tick => "tick",
@@ -262,6 +278,8 @@ fn commands() -> Vec<(&'static str, Command)> {
         Command::SetTiming { .. } => "set-timing",
         Command::SettleTiming { .. } => "settle-timing",
         Command::SetHealth(_) => "set-health",
+        Command::SetQueue(_) => "set-queue",
+        Command::RemoveQueue(_) => "remove-queue",
     };
     commands.into_iter().map(|command| (name(&command), command)).collect()
 }
@@ -384,6 +402,7 @@ fn snapshot() {
             more.push(Command::SetTiming { timing: timing(10_000), granted: Some(timing(20_000)) });
             let part = Part::Link(FaultyLink::Rail { node: "n1".into(), leaf: "a-leaf".into() });
             more.push(Command::SetHealth(vec![PartReport { part, ..part_reports().remove(0) }]));
+            more.push(Command::SetQueue(queue()));
         }
         for command in more {
             let entry = Entry { request: None, ..entry(command) };
@@ -403,7 +422,7 @@ fn check_story(bytes: &[u8], version: u32) {
     assert_eq!(restored.verify(), []);
     assert_eq!(
         (restored.applied(), restored.replicas().len()),
-        (if version == 1 { 11 } else { 14 }, 1)
+        (if version == 1 { 11 } else { 15 }, 1)
     );
     let states: Vec<_> = restored.jobs().values().map(|job| job.state).collect();
     assert_eq!(states, [JobState::Completed, JobState::Holding]);

@@ -73,7 +73,8 @@ pub(super) fn measure(args: &Args) -> Result<Report> {
         }
         world.fill()?;
         bench.decisions(world, gpus, "half+fillers", &args.gangs)?;
-        bench.cycle(gpus)?;
+        bench.cycle(gpus, None)?;
+        bench.cycle(gpus, Some(3_600_000))?;
     }
     bench.fits(&args.gpus);
     let detail = bench.outcomes.join(", ");
@@ -155,12 +156,16 @@ impl Bench {
         self.figures.push(if barred { scans.at_most(SCANS_BAR.0) } else { scans });
     }
 
-    /// 10,000 jobs of 200 shapes wait; 95 % of the fabric is taken.
-    fn cycle(&mut self, gpus: u32) -> Result<()> {
-        note(&format!("{gpus} GPUs, {PENDING} jobs wait"));
-        let mut world = World::new(gpus, Load::Full95)?;
+    /// 10,000 jobs of 200 shapes wait; 95 % of the fabric is taken. With time limits the first of
+    /// them get planned starts, and the others are tried before these.
+    fn cycle(&mut self, gpus: u32, limit_ms: Option<u64>) -> Result<()> {
+        let limits = if limit_ms.is_some() { " with time limits" } else { "" };
+        note(&format!("{gpus} GPUs, {PENDING} jobs{limits} wait"));
+        let mut world = World::limited(gpus, Load::Full95, limit_ms)?;
         for number in 0..PENDING {
-            world.submit(shape(number % SHAPES))?;
+            let mut spec = shape(number % SHAPES);
+            spec.time_limit_ms = limit_ms.map_or(0, |most| most * u64::from(1 + number % 24) / 6);
+            world.submit(spec)?;
         }
         let begun_us = cpu_us();
         let plan = rowen_placement::plan(&world.cluster);
@@ -175,7 +180,8 @@ impl Bench {
             us.push(cpu_us() - begun_us);
             world.commit(plan)?;
         }
-        let case = format!("gpus={gpus} pending={PENDING} shapes={SHAPES}");
+        let limits = if limit_ms.is_some() { " limits=yes" } else { "" };
+        let case = format!("gpus={gpus} pending={PENDING} shapes={SHAPES}{limits}");
         let first = format!("{case} first");
         self.figures.push(Figure::new("cycle", first, first_us, "us").at_most(CYCLE_BAR_US));
         let cycle = Figure::new("cycle", case, percentile(&us, 50.0), "us");

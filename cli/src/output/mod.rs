@@ -12,6 +12,7 @@ pub(crate) mod health;
 pub(crate) mod job;
 pub(crate) mod node;
 pub(crate) mod plan;
+pub(crate) mod queue;
 #[cfg(test)]
 pub(crate) mod samples;
 mod shape;

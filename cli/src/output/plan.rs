@@ -23,6 +23,8 @@ pub(crate) struct PlanView {
     span: Option<String>,
     /// The longest notice among the victims.
     start_in_ms: Option<u64>,
+    /// When it would start at the latest, by the time limits of others.
+    planned_start_unix_ms: Option<u64>,
     /// Where it would go, by rank.
     tasks: Vec<TaskView>,
     /// Whom it would evict.
@@ -85,6 +87,7 @@ impl PlanView {
             reason: words::some_text(&plan.reason),
             span: words::some_text(&plan.span),
             start_in_ms: fits.then_some(plan.start_in_ms),
+            planned_start_unix_ms: plan.planned_start_ms,
             tasks: plan.tasks.iter().map(TaskView::new).collect(),
             victims: plan.victims.iter().map(victim).collect(),
             index: plan.index,

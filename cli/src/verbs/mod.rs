@@ -14,6 +14,7 @@ mod import;
 mod job;
 mod logs;
 mod node;
+mod queue;
 mod replay;
 mod schema;
 mod serve;
@@ -36,7 +37,7 @@ use anyhow::Context as _;
 use serde::Serialize;
 use tokio::runtime::Builder;
 
-use crate::args::{FabricVerb, FillerVerb, GlobalArgs, JobVerb, RowenArgs, Verb};
+use crate::args::{FabricVerb, FillerVerb, GlobalArgs, JobVerb, QueueArgs, RowenArgs, Verb};
 use crate::client::{CallError, Client};
 use crate::exit::{DONE, Outcome};
 use crate::files::Kind;
@@ -51,7 +52,10 @@ pub(crate) fn run(args: RowenArgs) -> Outcome {
     match args.verb {
         Verb::Submit(args) => client(global, async |s| submit::submit(s, args).await),
         Verb::Plan(args) => client(global, async |s| submit::plan(s, args).await),
-        Verb::Queue(args) => client(global, async |s| job::list(s, args).await),
+        Verb::Queue(QueueArgs { verb: Some(verb), .. }) => {
+            client(global, async |s| queue::run(s, verb).await)
+        }
+        Verb::Queue(args) => client(global, async |s| job::list(s, args.jobs).await),
         Verb::Why(args) => client(global, async |s| job::why(s, args).await),
         Verb::WhatIf(args) => whatif::run(global, args),
         Verb::Logs(args) => client(global, async |s| logs::logs(s, args).await),

@@ -4,6 +4,7 @@
 //! written: the next cycle finds the same again, until the gang starts or holds.
 
 use rowen_state::GpuMask;
+use rowen_topology::NodePos;
 
 use crate::{
     demand::Ask,
@@ -13,20 +14,26 @@ use crate::{
     slots::Pool,
 };
 
+/// What is kept: of each node its GPUs, and for how many workers.
+type Kept = Vec<(NodePos, GpuMask, u32)>;
+
 /// Keeps GPUs on the draft for a gang that fits once what already leaves has left; why it waits.
-pub(crate) fn earmark(draft: &mut Draft<'_>, ask: &Ask) -> Option<String> {
+pub(crate) fn earmark(draft: &mut Draft<'_>, ask: &Ask) -> Option<(String, Kept)> {
     draft.slots(&ask.claim, Pool::Soon);
     let slots = draft.counted(&ask.claim, Pool::Soon);
     let Spot { domain, on, .. } = fit::spot(draft, ask, slots)?;
+    let mut kept = Kept::new();
     for (pos, workers) in on {
         let gpus = soonest(draft.node(pos), workers * ask.claim.gpus);
         draft.earmark(pos, gpus, &ask.claim, workers);
+        kept.push((pos, gpus, workers));
     }
-    Some(format!(
+    let reason = format!(
         "needs {}: {} holds it once what already ends there has ended",
         draft.in_words(ask),
         fit::name(draft.index(), domain)
-    ))
+    );
+    Some((reason, kept))
 }
 
 /// What leaves first, then what is free, then fillers' GPUs.

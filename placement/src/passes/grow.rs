@@ -42,8 +42,16 @@ fn larger(cycle: &mut Cycle<'_>, job: &Job) -> Option<Decision> {
     }
     let placement = match cycle.placed(&sized)? {
         Verdict::Start(placement) | Verdict::Hold(placement) => placement,
-        Verdict::Wait(_) => return None,
+        Verdict::Wait { .. } => return None,
     };
+    let have_gpus = u64::from(have) * u64::from(ask.claim.gpus);
+    let more_gpus = sized.gpus().saturating_sub(have_gpus);
+    if cycle.queues.refuse(&job.spec, more_gpus).is_some() {
+        return None;
+    }
+    cycle.queues.give(&job.spec.queue, more_gpus);
+    let done = cycle.done_of(&ask.claim, &placement);
+    cycle.done.push(done);
     let why = format!("from {have} to {} workers: {}", sized.workers, placement.why);
     Some(Decision::Grow { job: job.id, places: placement.places, victims: placement.victims, why })
 }

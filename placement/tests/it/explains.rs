@@ -53,7 +53,7 @@ fn a_dry_run_changes_nothing_and_says_what_would_happen() {
     assert_eq!(hold.places, run.places, "the planner does what the dry run said");
     let run = dry_run(&world.cluster, &gang(3, 8, None));
     assert!(!run.fits_now && !run.fits_by_eviction && run.start_in_ms.is_none());
-    expect!["needs 3 × 8 GPUs inside one site; the nearest, site lab, can give 8 of 24 GPUs: gangs have 24"].assert_eq(&run.reason);
+    expect!["needs 3 × 8 GPUs inside one site; the nearest, site lab, can give 8 of 24 GPUs: gangs have 24; starts by 1970-01-01 00:38:45 UTC at the latest, when job 1 reaches its time limit"].assert_eq(&run.reason);
 }
 
 #[test]
@@ -64,7 +64,7 @@ fn why_names_the_constraint_the_change_and_the_time() {
     world.settle();
     expect![[r#"
         Explanation {
-            summary: "job 2 waits: needs 3 × 8 GPUs inside one pod; the nearest, pod p0-spine, can give 16 of 24 GPUs: gangs have 16",
+            summary: "job 2 waits: needs 3 × 8 GPUs inside one pod; the nearest, pod p0-spine, can give 16 of 24 GPUs: gangs have 16; starts by 1970-01-01 00:38:45 UTC at the latest, when job 1 reaches its time limit",
             binding_constraint: "GPUs that gangs have",
             queue_position: 1,
             queue_length: 2,
@@ -105,9 +105,9 @@ fn why_names_the_constraint_the_change_and_the_time() {
                     nearest_lacks_gpus: 16,
                 },
             ],
-            cheapest_change: "1 fewer worker, or the end of job 1 (time limit in 1200 s)",
+            cheapest_change: "1 fewer worker, or the end of job 1 (by its time limit in 1325 s)",
             start_estimate_ms: Some(
-                2200000,
+                2325000,
             ),
         }
     "#]].assert_debug_eq(&explain(&world.cluster, job));
@@ -123,34 +123,34 @@ fn why_names_the_constraint_the_change_and_the_time() {
                     considered: 1,
                     could_if_empty: 1,
                     nearest: "lab",
-                    nearest_lacks_gpus: 8,
+                    nearest_lacks_gpus: 16,
                 },
                 LevelReason {
                     level: Pod,
                     considered: 1,
                     could_if_empty: 1,
                     nearest: "p0-spine",
-                    nearest_lacks_gpus: 8,
+                    nearest_lacks_gpus: 16,
                 },
                 LevelReason {
                     level: Block,
                     considered: 2,
                     could_if_empty: 0,
                     nearest: "b1-leaf",
-                    nearest_lacks_gpus: 8,
+                    nearest_lacks_gpus: 16,
                 },
                 LevelReason {
                     level: Nvlink,
                     considered: 4,
                     could_if_empty: 0,
-                    nearest: "n3",
+                    nearest: "n4",
                     nearest_lacks_gpus: 16,
                 },
                 LevelReason {
                     level: Node,
                     considered: 4,
                     could_if_empty: 0,
-                    nearest: "n3",
+                    nearest: "n4",
                     nearest_lacks_gpus: 16,
                 },
             ],

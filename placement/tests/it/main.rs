@@ -2,10 +2,12 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+mod backfill;
 mod explains;
 mod links;
 mod plans;
 mod properties;
+mod queues;
 mod shapes;
 mod steady;
 mod validator;

@@ -344,6 +344,7 @@ fn plan(view: &Cluster, spec: &JobSpec) -> v1::PlanJobResponse {
         reason: planned.reason,
         index: view.applied(),
         span: planned.span,
+        planned_start_ms: planned.planned.map(|start| start.by_ms),
     }
 }
 

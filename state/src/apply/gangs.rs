@@ -23,6 +23,7 @@ impl Cluster {
         let job = self.jobs.get_mut(id).expect("its decision was checked");
         job.attempt += 1;
         job.allocation = Some(allocation);
+        let held = job.hold.is_some();
         job.held_ms = job.hold.take().map_or(0, |hold| hold.since_ms);
         (job.bound_ms, job.running_ms, job.exit_code, job.stopping) = (now_ms, 0, 0, None);
         let spec = job.spec.clone();
@@ -45,6 +46,10 @@ impl Cluster {
             port,
             stop: None,
         };
+        // What was held for it its queue has already.
+        if !held && !self.queues.is_empty() {
+            self.queue_uses(&spec.queue, &self.gpus_of(places), true);
+        }
         self.bind(bound, outcome);
         self.set_job_state(id, JobState::Starting);
         self.set_job_reason(id, why.to_owned());
@@ -115,8 +120,13 @@ impl Cluster {
 
     fn gang_is_up(&mut self, id: JobId, outcome: &mut Outcome) {
         let now_ms = self.meta.now_ms;
-        self.jobs.get_mut(id).expect("checked by the caller").running_ms = now_ms;
+        let job = self.jobs.get_mut(id).expect("checked by the caller");
+        job.running_ms = now_ms;
+        let limited = job.allocation.filter(|_| job.spec.time_limit_ms > 0);
         self.set_job_state(id, JobState::Running);
+        if let Some(allocation) = limited {
+            self.refresh_rooms_of(allocation); // its limit counts from now on
+        }
         self.set_job_reason(id, String::new());
         self.tell(id, "all tasks are up".into(), outcome);
     }

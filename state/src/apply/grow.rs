@@ -36,9 +36,13 @@ impl Cluster {
         }
         for victim in victims {
             self.check_victim(*victim, &wanted)?;
+            if self.is_gang(*victim) {
+                return Err(format!("allocation {victim} is a gang: it leaves for no growth"));
+            }
         }
         let spec = self.jobs.get(id).expect("it runs").spec.clone();
         self.check_gang(&spec, places, &leaving)?;
+        self.check_limits(&spec.queue, &self.held_beside(id, places))?;
 
         let deadline_ms = self.evict_for(id, victims, outcome);
         self.stop_gang(id, StopReason::Resized, &format!("grows {why}"), outcome);

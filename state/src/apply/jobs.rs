@@ -11,6 +11,7 @@ use crate::{
 impl Cluster {
     pub(super) fn submit_job(&mut self, spec: &JobSpec, outcome: &mut Outcome) -> Answer {
         spec.validate()?;
+        self.check_queue(&spec.queue)?;
         if self.jobs.len() - self.derived.ended.len() >= LIVE_JOBS {
             return Err(Refusal::new(
                 Code::Exhausted,

@@ -168,15 +168,16 @@ impl Cluster {
         self.bind_gang(id, &hold.places, &why, outcome);
     }
 
-    /// Whether an allocation may be evicted for places on the `wanted` nodes: an instance there
-    /// that is not on its way out. It need not have GPUs among them: a gang may lack cores alone.
+    /// Whether an allocation may be evicted for places on the `wanted` nodes: one there that is not
+    /// on its way out. Which gangs may be, [`Cluster::check_takes`] says. It need not have GPUs among them: a gang may lack cores alone.
     pub(super) fn check_victim(
         &self,
         id: AllocationId,
         wanted: &BTreeMap<NodeId, GpuMask>,
     ) -> Result<(), Misfit> {
         let victim = self.allocations.get(id).ok_or_else(|| format!("allocation {id} is gone"))?;
-        if !matches!(victim.owner, Owner::Instance { .. }) || victim.stop.is_some() {
+        let gang = matches!(victim.owner, Owner::Gang { .. });
+        if (gang && self.meta.version < 2) || victim.stop.is_some() {
             return Err(format!("allocation {id} cannot be evicted"));
         }
         let in_the_way = victim.tasks.iter().any(|task| wanted.contains_key(&task.node));

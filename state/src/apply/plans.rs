@@ -24,7 +24,9 @@ impl Cluster {
         match decision {
             Decision::Start { job, places, why } => {
                 self.queued(*job)?;
-                self.check_gang(&self.jobs.get(*job).expect("queued").spec, places, &[])?;
+                let spec = &self.jobs.get(*job).expect("queued").spec;
+                self.check_gang(spec, places, &[])?;
+                self.check_limits(&spec.queue, &self.gpus_of(places))?;
                 self.bind_gang(*job, places, why, outcome);
             }
             Decision::Hold { job, places, victims, why } => {
@@ -81,7 +83,15 @@ impl Cluster {
         for victim in &victims {
             self.check_victim(*victim, &wanted)?;
         }
-        self.check_gang(&self.jobs.get(id).expect("queued").spec, places, &victims)?;
+        let job = self.jobs.get(id).expect("queued");
+        self.check_gang(&job.spec, places, &victims)?;
+        let gpus = self.gpus_of(places);
+        self.check_limits(&job.spec.queue, &gpus)?;
+        let gangs: Vec<AllocationId> =
+            victims.iter().copied().filter(|victim| self.is_gang(*victim)).collect();
+        if !gangs.is_empty() {
+            self.check_takes(&job.spec, gpus.values().sum(), &gangs)?;
+        }
 
         let deadline_ms = self.evict_for(id, &victims, outcome);
         self.hold(
@@ -96,11 +106,12 @@ impl Cluster {
         );
         self.set_job_state(id, JobState::Holding);
         self.set_job_reason(id, why.to_owned());
-        self.tell(id, format!("holds GPUs, {} fillers have notice: {why}", victims.len()), outcome);
+        let who = if gangs.is_empty() { "fillers" } else { "victims" };
+        self.tell(id, format!("holds GPUs, {} {who} have notice: {why}", victims.len()), outcome);
         Ok(())
     }
 
-    /// Gives fillers their notice for a gang; when the last of them is killed.
+    /// Gives victims their notice for a gang; when the last of them is killed.
     pub(super) fn evict_for(
         &mut self,
         id: JobId,
@@ -109,7 +120,7 @@ impl Cluster {
     ) -> u64 {
         let mut deadline_ms = self.meta.now_ms;
         for victim in victims {
-            self.stop(*victim, StopReason::Evicted { by: id }, outcome);
+            self.evict(*victim, id, outcome);
             let victim = self.allocations.get(*victim).expect("checked by the caller");
             deadline_ms = deadline_ms.max(victim.stop.map_or(0, |stop| stop.deadline_ms));
             self.meta.evictions += 1;
@@ -130,7 +141,27 @@ impl Cluster {
                 node.gpus[ordinal as usize].held = Some(id);
             }
         }
+        if !self.queues.is_empty() {
+            let queue = self.jobs.get(id).expect("checked by the caller").spec.queue.clone();
+            self.queue_uses(&queue, &self.held_beside(id, &hold.places), true);
+        }
         self.jobs.get_mut(id).expect("checked by the caller").hold = Some(hold);
+    }
+
+    pub(super) fn is_gang(&self, id: AllocationId) -> bool {
+        let owner = self.allocations.get(id).map(|allocation| allocation.owner);
+        matches!(owner, Some(Owner::Gang { .. }))
+    }
+
+    /// Begins to take an allocation back for a gang. A gang goes whole, and is queued again.
+    fn evict(&mut self, id: AllocationId, by: JobId, outcome: &mut Outcome) {
+        let reason = StopReason::Evicted { by };
+        match self.allocations.get(id).map(|allocation| allocation.owner) {
+            Some(Owner::Gang { job, .. }) => {
+                self.stop_gang(job, reason, &format!("evicted for job {by}"), outcome);
+            }
+            _ => self.stop(id, reason, outcome),
+        }
     }
 
     fn start_instance(

@@ -1,14 +1,14 @@
 //! The checker is checked: every invariant has a planted fault that it must name.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use rowen_topology::{Impaired, NodePos, drawing};
 
 use crate::{
     AllocationId, Class, Cluster, Command, Decision, Duty, Entry, Epoch, FillerId, FillerSpec,
     FillerState, GpuMask, Health, InForce, JobId, JobSpec, Liveness, NodeId, NodeReport, Part,
-    Place, Plan, Reply, Resources, Seer, Stop, StopReason, TaskPhase, TaskReport, Timing,
-    ledger::UsageKey,
+    Place, Plan, Queue, QueueId, QueueSpec, Quota, Reply, Resources, Seer, Stop, StopReason,
+    TaskPhase, TaskReport, Timing, ledger::UsageKey,
 };
 
 type Fault = fn(&mut Cluster);
@@ -53,6 +53,23 @@ const FAULTS: &[(&str, Fault)] = &[
     ("a filler lists its instances", |c| {
         c.fillers.get_mut(FillerId(1)).expect("deployed").instances.clear();
     }),
+    ("a queue has what its gangs have", |c| {
+        queue(c, "main", 0);
+        c.queues.get_mut(QueueId(1)).expect("just set").used.clear();
+    }),
+    ("a queue keeps its limits", |c| {
+        queue(c, "main", 0);
+        c.queues.get_mut(QueueId(1)).expect("just set").over = false;
+    }),
+    ("queues have names of their own", |c| {
+        queue(c, "lab", 99);
+        c.derived.queues_by_name.clear();
+    }),
+    ("queues stand below others, not in rings", |c| {
+        queue(c, "lab", 99);
+        c.queues.get_mut(QueueId(1)).expect("just set").spec.parent = "lab".into();
+    }),
+    ("queues belong to version 2", |c| queue(c, "lab", 99)),
     ("a removed filler goes with its last instance", |c| {
         let mut gone = c.fillers.get(FillerId(1)).expect("deployed").clone();
         (gone.state, gone.id) = (FillerState::Removing, FillerId(2));
@@ -98,7 +115,7 @@ const FAULTS: &[(&str, Fault)] = &[
     ("the queue is derived", |c| c.derived.queue = Default::default()),
     ("timed jobs are derived", |c| c.derived.timed = Default::default()),
     ("ended jobs are derived", |c| c.derived.ended = Default::default()),
-    ("names of fillers are derived", |c| c.derived.fillers_by_name = Default::default()),
+    ("names of fillers and queues are derived", |c| c.derived.fillers_by_name = Default::default()),
     ("names and positions of nodes are derived", |c| {
         c.derived.by_name.remove("n1");
     }),
@@ -153,6 +170,7 @@ fn every_planted_fault_is_named() {
         cluster.jobs.settle(cluster.meta.version);
         cluster.fillers.settle(cluster.meta.version);
         cluster.allocations.settle(cluster.meta.version);
+        cluster.queues.settle(cluster.meta.version);
         let found: Vec<_> = cluster.verify().iter().map(|v| v.invariant).collect();
         assert!(found.contains(invariant), "fault {number}, {invariant}: found {found:?}");
     }
@@ -227,6 +245,24 @@ fn scene() -> Cluster {
     let hold = Decision::Hold { job: JobId(2), places, victims: vec![AllocationId(3)], why: why() };
     plan(&mut c, vec![hold]);
     c
+}
+
+/// A queue as one would be in a cluster of version 2.
+fn queue(c: &mut Cluster, name: &str, limit_gpus: u64) {
+    let spec = QueueSpec {
+        name: name.into(),
+        parent: String::new(),
+        quota: Quota { guarantee_gpus: 0, limit_gpus: Some(limit_gpus) },
+        by_model: BTreeMap::new(),
+        lend_gpus: None,
+        weight: 1,
+        preempts: false,
+        min_run_ms: 0,
+    };
+    c.queues.insert(QueueId(1), Queue::new(QueueId(1), spec, c.meta.now_ms));
+    c.derived.queues_by_name.insert(name.into(), QueueId(1));
+    c.meta.last_queue = 1;
+    c.recount_queues();
 }
 
 fn run(c: &mut Cluster, command: Command) -> Reply {

@@ -2,8 +2,8 @@
 
 use rowen_state::{
     AllocationId, Cluster, Code, Command, Decision, Entry, Epoch, GpuMask, Liveness, NodeId,
-    NodeReport, Outcome, Owner, Part, PartReport, Plan, ReplicaId, RequestId, Seer, TaskPhase,
-    TaskReport, Timing, codec::READS_VERSION,
+    NodeReport, Outcome, Owner, Part, PartReport, Plan, QueueSpec, ReplicaId, RequestId, Seer,
+    TaskPhase, TaskReport, Timing, codec::READS_VERSION,
 };
 use rowen_topology::FaultyLink;
 
@@ -104,6 +104,13 @@ impl Generator {
         if self.rng.chance(50) {
             let asked = (1..=7).map(ReplicaId).collect(); // more than there are may have been asked
             commands.push(("raise version", Command::RaiseVersion { to: 2, asked }, Expect::Any));
+            if self.rng.chance(50) {
+                for name in specs::QUEUES {
+                    let name = name.into();
+                    let spec = QueueSpec { name, ..specs::queue(&mut self.rng) };
+                    commands.push(("set queue", Command::SetQueue(spec), Expect::Any));
+                }
+            }
         }
         commands.into_iter().map(|drawn| self.stamp(drawn)).collect()
     }
@@ -209,7 +216,12 @@ impl Generator {
             36..=64 => self.draw_reports(cluster)?,
             65..=70 => self.draw_stale_report(cluster)?,
             71..=90 => self.draw_plan(cluster),
-            91..=96 => {
+            91 => self.draw_queue(cluster),
+            92..=93 => {
+                let plan = plans::taking_a_gang(cluster)?;
+                ("take a gang back", Command::CommitPlan(plan), Expect::AllAccepted)
+            }
+            94..=96 => {
                 let (what, decision) = plans::garbage(&mut self.rng, cluster)?;
                 let plan = Plan { based_on: cluster.applied(), decisions: vec![decision] };
                 (what, Command::CommitPlan(plan), Expect::AllRejected)
@@ -219,6 +231,34 @@ impl Generator {
             97 => self.draw_version(cluster)?,
             _ => self.draw_fabric(cluster)?,
         })
+    }
+
+    /// A queue that comes, changes or goes, and one that cannot.
+    fn draw_queue(&mut self, cluster: &Cluster) -> Drawn {
+        let spec = specs::queue(&mut self.rng);
+        let name = spec.name.clone();
+        match self.rng.below(10) {
+            _ if cluster.meta().version < 2 => {
+                let refused = Expect::Refused(Code::Conflict);
+                ("queue in an old version", Command::SetQueue(spec), refused)
+            }
+            0 => {
+                let spec = QueueSpec { weight: 0, ..spec };
+                ("invalid queue", Command::SetQueue(spec), Expect::Refused(Code::Invalid))
+            }
+            1 => {
+                let spec = QueueSpec { parent: name, ..spec };
+                ("a queue below itself", Command::SetQueue(spec), Expect::Refused(Code::Invalid))
+            }
+            2..=3 if cluster.queue_named(&name).is_some() => {
+                ("remove queue", Command::RemoveQueue(name), Expect::Any)
+            }
+            4 => {
+                let none = Command::RemoveQueue("none".into());
+                ("remove no queue", none, Expect::Refused(Code::NotFound))
+            }
+            _ => ("set queue", Command::SetQueue(spec), Expect::Any),
+        }
     }
 
     /// The next version, of all that are there or of all but one, or one that is not next.
@@ -545,6 +585,13 @@ impl Generator {
                 let twice = twice.cloned().chain(plan.decisions.clone()).collect();
                 let plan = Plan { decisions: twice, ..plan };
                 ("plan made twice", Command::CommitPlan(plan), Expect::Any)
+            }
+            _ if cluster
+                .queues()
+                .values()
+                .any(|queue| queue.spec.quotas().any(|(_, quota)| quota.limit_gpus.is_some())) =>
+            {
+                ("plan blind to limits", Command::CommitPlan(plan), Expect::Any)
             }
             _ if self.host_claims => {
                 ("plan blind to hosts", Command::CommitPlan(plan), Expect::Any)

@@ -246,6 +246,39 @@ fn owners(cluster: &Cluster, place: Place) -> Vec<AllocationId> {
     place.gpus.iter().filter_map(|ordinal| node.gpus.get(ordinal as usize)?.owner).collect()
 }
 
+/// A hold that evicts a gang, where queues allow it.
+pub(crate) fn taking_a_gang(cluster: &Cluster) -> Option<Plan> {
+    let single = |job: &&Job| {
+        let plain = job.spec.shape.is_plain() && job.spec.resources.cpus == 0;
+        plain && job.spec.workers == 1
+    };
+    let jobs = cluster.queue().filter(single).filter(|job| job.spec.resources.memory_mib == 0);
+    let decision = jobs.flat_map(|job| {
+        let victims = cluster.allocations().values();
+        victims.filter_map(move |victim| {
+            let gpus = job.spec.resources.gpus;
+            cluster.check_takes(&job.spec, gpus.into(), &[victim.id]).ok()?;
+            let places = victim.tasks.iter().filter_map(|task| {
+                let node = cluster.nodes().get(task.node).filter(|node| node.schedulable())?;
+                let model = job.spec.resources.gpu_model.as_ref();
+                let usable = node.mask(|slot| slot.healthy && slot.held.is_none());
+                let gpus = task.gpus.and(usable).lowest(gpus)?;
+                let fits = model.is_none_or(|model| *model == node.gpu_model);
+                fits.then_some(Place { node: node.id, gpus })
+            });
+            let place = places.into_iter().next()?;
+            let more = cluster.gpus_of(&[place]);
+            let line = cluster.queue_line(&job.spec.queue);
+            let within = line.iter().all(|queue| queue.limit_passed(&more).is_none());
+            let victims = vec![victim.id];
+            let why = String::from("a guarantee");
+            within.then(|| Decision::Hold { job: job.id, places: vec![place], victims, why })
+        })
+    });
+    let decisions = vec![decision.into_iter().next()?];
+    Some(Plan { based_on: cluster.applied(), decisions })
+}
+
 /// One decision that cannot be carried out, and the name of what is wrong with it.
 pub(crate) fn garbage(rng: &mut Rng, cluster: &Cluster) -> Option<(&'static str, Decision)> {
     let why = String::from("garbage");
@@ -310,7 +343,7 @@ pub(crate) fn garbage(rng: &mut Rng, cluster: &Cluster) -> Option<(&'static str,
             ("a hold without victims", Decision::Hold { job: job.id, places, victims: vec![], why })
         }
         8 => {
-            let job = job?;
+            let job = job.filter(|_| cluster.queues().is_empty())?;
             let gangs = cluster.allocations().values().find_map(|allocation| {
                 matches!(allocation.owner, Owner::Gang { .. })
                     .then_some((allocation.id, allocation.tasks[0].clone()))

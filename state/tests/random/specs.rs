@@ -1,6 +1,8 @@
 //! Random fabrics, jobs and fillers, valid and not.
 
-use rowen_state::{FillerSpec, Group, JobSpec, NodeFilter, Probe, Resources, Shape, Spread};
+use rowen_state::{
+    FillerSpec, Group, JobSpec, NodeFilter, Probe, QueueSpec, Quota, Resources, Shape, Spread,
+};
 use rowen_topology::{FabricRecord, Level, drawing};
 
 use crate::rng::Rng;
@@ -59,7 +61,7 @@ pub(crate) fn job(rng: &mut Rng, host_claims: bool) -> JobSpec {
     let spec = JobSpec {
         name: "gang".into(),
         tenant: format!("tenant-{}", rng.below(3)),
-        queue: "main".into(),
+        queue: rng.pick(&QUEUES).expect("not empty").into(),
         priority: rng.below(4) as u32,
         workers: rng.between(1, 4) as u32,
         processes_per_worker: 1,
@@ -158,4 +160,30 @@ pub(crate) fn invalid_filler(rng: &mut Rng) -> FillerSpec {
         _ => spec.min_instances = spec.max_instances + 1,
     }
     spec
+}
+
+/// Names of queues; jobs are in any of them, whether or not it is defined.
+pub(crate) const QUEUES: [&str; 3] = ["main", "lab", "prod"];
+
+pub(crate) fn queue(rng: &mut Rng) -> QueueSpec {
+    let quota = |rng: &mut Rng| {
+        let guarantee_gpus = rng.below(8);
+        let limit_gpus = rng.chance(40).then(|| guarantee_gpus + rng.below(12));
+        Quota { guarantee_gpus, limit_gpus }
+    };
+    let model = rng.chance(20).then(|| ("H100".into(), quota(rng)));
+    QueueSpec {
+        name: rng.pick(&QUEUES).expect("not empty").into(),
+        parent: if rng.chance(25) {
+            (*rng.pick(&QUEUES).expect("not empty")).into()
+        } else {
+            String::new()
+        },
+        quota: quota(rng),
+        by_model: model.into_iter().collect(),
+        lend_gpus: None,
+        weight: rng.between(1, 5) as u32,
+        preempts: rng.chance(50),
+        min_run_ms: if rng.chance(50) { 0 } else { 5_000 },
+    }
 }

@@ -56,14 +56,21 @@ pub(super) struct World {
     /// Running jobs of the load: which, and where.
     running: Vec<(JobId, Place)>,
     jobs: u64,
+    /// Of what runs: spread from a tenth of it to all.
+    limit_ms: Option<u64>,
     /// Of all commands since somebody set it to nothing, in CPU time.
     pub(super) slowest_apply_us: f64,
 }
 
 impl World {
     pub(super) fn new(gpus: u32, load: Load) -> Result<World> {
-        let (cluster, running) = (Cluster::new(1), Vec::new());
-        let mut world = World { cluster, dice: Dice(7), running, jobs: 0, slowest_apply_us: 0.0 };
+        World::limited(gpus, load, None)
+    }
+
+    pub(super) fn limited(gpus: u32, load: Load, limit_ms: Option<u64>) -> Result<World> {
+        let (cluster, dice, running) = (Cluster::new(1), Dice(7), Vec::new());
+        let slowest_apply_us = 0.0;
+        let mut world = World { cluster, dice, running, jobs: 0, limit_ms, slowest_apply_us };
         world.apply(Command::SetFabric(fabric(gpus / NODE_GPUS)?))?;
         let nodes: Vec<NodeId> = world.cluster.nodes().iter().map(|(id, _)| id).collect();
         for node in &nodes {
@@ -150,7 +157,11 @@ impl World {
     }
 
     fn run(&mut self, pos: NodePos, size: u32) -> Result<()> {
-        let id = self.submit(gang(size, size, None))?;
+        let mut spec = gang(size, size, None);
+        if let Some(limit_ms) = self.limit_ms {
+            spec.time_limit_ms = limit_ms * u64::from(100 + self.dice.below(900)) / 1_000;
+        }
+        let id = self.submit(spec)?;
         let node = self.cluster.node_at(pos);
         let gpus = node.free().lowest(size).expect("the load fits the node");
         let place = Place { node: node.id, gpus };
