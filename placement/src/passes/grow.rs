@@ -44,6 +44,7 @@ fn larger(cycle: &mut Cycle<'_>, job: &Job) -> Option<Decision> {
         Verdict::Start(placement) | Verdict::Hold(placement) => placement,
         Verdict::Wait(_) => return None,
     };
+    cycle.draft.occupy(own, &sized.claim);
     let why = format!("from {have} to {} workers: {}", sized.workers, placement.why);
     Some(Decision::Grow { job: job.id, places: placement.places, victims: placement.victims, why })
 }
