@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 
 use rowen_server::{Core, desired_tasks};
-use rowen_state::{AllocationId, Cluster, Command, FillerState, JobSpec, JobState};
+use rowen_state::{AllocationId, Cluster, Command, Entry, FillerState, JobSpec, JobState};
 use rowen_topology::Level;
 
 use crate::{
@@ -108,12 +108,15 @@ fn nothing_acknowledged_is_lost(world: &mut World, findings: &mut Vec<Finding>) 
         }
     }
     for operation in &world.operations {
-        let Some(answer) = &operation.answer else { continue };
+        let Some(answer) = operation.answer.as_ref().filter(|_| !operation.lost) else { continue };
         world.context.checked.add(Invariant::NothingLost, 1);
         let Some(command) = operation.command() else { continue };
         match command {
             Command::SubmitJob(spec) => {
                 let job = job_of(answer).and_then(|id| cluster.jobs().get(id));
+                if spec.validate().is_err() && answer.is_err() {
+                    continue;
+                }
                 if job.is_none_or(|job| job.spec.name != spec.name) {
                     let what = format!("lost: {} was answered {answer:?}", spec.name);
                     findings.push(Finding::new(Invariant::NothingLost, what));
@@ -178,7 +181,7 @@ fn linearizable(world: &mut World, findings: &mut Vec<Finding>) {
 fn replay(world: &mut World, findings: &mut Vec<Finding>) {
     let hash = world.control.core.cluster().state_hash();
     world.context.checked.add(Invariant::SameHash, 1);
-    let mut replayed = Core::default();
+    let mut replayed = world.control.began.clone();
     for (index, entry) in &world.control.entries {
         replayed.apply_entry(*index, entry);
     }
@@ -190,7 +193,10 @@ fn replay(world: &mut World, findings: &mut Vec<Finding>) {
     let bytes = world.control.core.cluster().to_snapshot().expect("a small state");
     let mut restored = Core::default();
     match restored.restore(&bytes) {
-        Ok(()) if restored.cluster().state_hash() == hash => {}
+        Ok(()) if restored.cluster().state_hash() == hash => {
+            let again = asked_again(&world.control.entries, replayed, restored);
+            findings.extend(again.map(|what| Finding::new(Invariant::SnapshotReplays, what)));
+        }
         Ok(()) => {
             let what = "a snapshot gives another state";
             findings.push(Finding::new(Invariant::SnapshotReplays, what));
@@ -200,6 +206,23 @@ fn replay(world: &mut World, findings: &mut Vec<Finding>) {
             findings.push(Finding::new(Invariant::SnapshotReplays, what));
         }
     }
+}
+
+/// Every request of the log is asked once more: who began with a snapshot must know it as well.
+fn asked_again(log: &[(u64, Entry)], mut whole: Core, mut restored: Core) -> Option<String> {
+    let mut index = whole.cluster().applied();
+    for (first, entry) in log.iter().filter(|(_, entry)| entry.request.is_some()) {
+        index += 1;
+        let entry = Entry { at_ms: whole.cluster().now_ms(), ..entry.clone() };
+        let known = whole.apply_entry(index, &entry).answer;
+        let answer = restored.apply_entry(index, &entry).answer;
+        if answer != known {
+            return Some(format!(
+                "#{first} asked again is answered {known:?}, after a snapshot {answer:?}"
+            ));
+        }
+    }
+    None
 }
 
 /// Whether the empty fabric, all in service, could hold the gang.

@@ -1,13 +1,24 @@
 //! The clients of a world: what they ask, of which replica, how often again, and what they were
 //! told. Each asks one thing under one request id until it is answered.
 
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
+};
+
+use rowen_api::v1::{
+    self, cluster_service_server::ClusterService as _, job_service_server::JobService as _,
+};
+use rowen_server::Shell;
 use rowen_state::{
     Code, Command, Duty, FillerId, JobId, JobState, NodeId, ReplicaId, Reply, RequestId,
+    codec::READS_VERSION,
 };
 use tonic::Status;
 
 use crate::{
     draws::Drawn,
+    group::MAX_PENDING_BYTES,
     history::{Answer, Op},
     inbox::Arrived,
     invariant::Invariant,
@@ -28,6 +39,8 @@ pub(crate) struct Operation {
     pub(crate) call: Option<usize>,
     pub(crate) want: Want,
     pub(crate) answer: Option<Result<Reply, Code>>,
+    /// A restore went back to before it: what it was told counts no more.
+    pub(crate) lost: bool,
     /// Who leads, as this client was told.
     leader: Option<ReplicaAt>,
 }
@@ -36,8 +49,18 @@ pub(crate) struct Operation {
 #[derive(Clone, Debug)]
 pub(crate) enum Want {
     Write(Box<Command>),
-    /// Asked once; a read that was lost stays open.
-    Read(Op),
+    /// The timing in force is changed.
+    Timing(v1::TimingChange),
+    /// A replica of the build before asks to join a cluster that has risen above it. Asked once.
+    JoinOld,
+    /// Asked once; a read that was lost stays open. `anywhere`: as the services read, on any
+    /// replica; else as the leader does before it proposes.
+    Read {
+        op: Op,
+        anywhere: bool,
+    },
+    /// A job with its story, on any replica. Asked once.
+    Story(JobId),
 }
 
 /// What came back.
@@ -51,6 +74,12 @@ pub(crate) enum Told {
         answer: Answer,
         index: u64,
     },
+    /// An older build was let in.
+    LetIn,
+    Story {
+        job: JobId,
+        told: Box<v1::Job>,
+    },
     /// Refused, or not known: what it was says the log.
     Failed {
         code: tonic::Code,
@@ -63,17 +92,27 @@ impl Operation {
     pub(crate) fn command(&self) -> Option<&Command> {
         match &self.want {
             Want::Write(command) => Some(command),
-            Want::Read(_) => None,
+            _ => None,
         }
+    }
+
+    pub(crate) fn is_timing(&self) -> bool {
+        matches!(self.want, Want::Timing(_))
     }
 
     /// Nobody waits for it any more.
     pub(crate) fn is_over(&self) -> bool {
-        self.answer.is_some() || matches!(self.want, Want::Read(_))
+        self.answer.is_some() || self.want.is_asked_once()
     }
 }
 
-fn request_id(operation: usize) -> RequestId {
+impl Want {
+    fn is_asked_once(&self) -> bool {
+        matches!(self, Want::Read { .. } | Want::Story(_) | Want::JoinOld)
+    }
+}
+
+pub(crate) fn request_id(operation: usize) -> RequestId {
     RequestId { client: format!("client-{operation}"), seq: 1 }
 }
 
@@ -92,7 +131,13 @@ impl World {
         if rng.chance(40)
             && let Some(op) = self.draw_read(&mut rng)
         {
-            self.want(Want::Read(op));
+            let anywhere = rng.chance(60);
+            self.want(Want::Read { op, anywhere });
+        }
+        if rng.chance(8)
+            && let Some(job) = self.draw_job(&mut rng)
+        {
+            self.want(Want::Story(job));
         }
         if let Some(command) = self.draw_command(&mut rng) {
             self.begin(command);
@@ -106,11 +151,12 @@ impl World {
     fn want(&mut self, want: Want) {
         let op = match &want {
             Want::Write(command) => Op::of(command),
-            Want::Read(op) => Some(op.clone()),
+            Want::Read { op, .. } => Some(op.clone()),
+            Want::Timing(_) | Want::Story(_) | Want::JoinOld => None,
         };
         let client = self.operations.len() as u64;
         let call = op.map(|op| self.history.called(client, op, self.context.now_ms));
-        self.operations.push(Operation { call, want, answer: None, leader: None });
+        self.operations.push(Operation { call, want, answer: None, lost: false, leader: None });
         self.ask(self.operations.len() - 1);
     }
 
@@ -124,7 +170,7 @@ impl World {
         let drawn = self.context.rng.pick(&active).expect("a group is never empty");
         let replica = known.leader.unwrap_or(drawn);
         self.send_ask(operation, replica);
-        if matches!(self.operations[operation].want, Want::Write(_)) {
+        if !self.operations[operation].want.is_asked_once() {
             self.context.later(RETRY_MS, Event::Retry { operation });
         }
     }
@@ -145,29 +191,64 @@ impl World {
         };
         let (shell, inbox) = (shell.clone(), self.inbox.clone());
         let want = self.operations[operation].want.clone();
+        let waiting_bytes = Arc::clone(&seat.waiting_bytes);
         process.spawn(async move {
             let told = match want {
                 Want::Write(command) => {
+                    let _waiting = Waiting::new(waiting_bytes, &command);
                     match shell.propose(request_id(operation), *command).await {
                         Ok((index, reply)) => Told::Done { reply, index },
                         Err(status) => failed(&status),
                     }
                 }
-                Want::Read(op) => match shell.read().await {
-                    Ok(view) => {
-                        let answer = op.look(&view).expect("it reads");
-                        Told::Seen { answer, index: view.applied() }
+                Want::Timing(change) => set_timing(&shell, request_id(operation), change).await,
+                Want::JoinOld => join_old(&shell, request_id(operation)).await,
+                Want::Read { op, anywhere } => {
+                    let view =
+                        if anywhere { shell.read_anywhere().await } else { shell.read().await };
+                    match view {
+                        Ok(view) => {
+                            let answer = op.look(&view).expect("it reads");
+                            Told::Seen { answer, index: view.applied() }
+                        }
+                        Err(status) => failed(&status),
                     }
-                    Err(status) => failed(&status),
-                },
+                }
+                Want::Story(job) => {
+                    let request = v1::GetJobRequest { id: job.to_string() };
+                    match shell.jobs().get_job(Shell::authorized(request)).await {
+                        Ok(told) => Told::Story { job, told: Box::new(told.into_inner()) },
+                        Err(status) => failed(&status),
+                    }
+                }
             };
             drop(shell);
             inbox.push(Arrived::Answered { operation, replica, told });
         });
     }
 
+    /// What a replica has taken and not answered is bounded.
+    pub(crate) fn check_waiting(&mut self) {
+        for at in 0..self.group.seats.len() {
+            let seat = &self.group.seats[at];
+            let bytes = seat.waiting_bytes.load(Ordering::Relaxed);
+            if bytes == 0 || seat.process.is_none() {
+                continue;
+            }
+            let over = bytes > MAX_PENDING_BYTES;
+            let what = || format!("replica {at}: requests of {bytes} bytes wait to be answered");
+            self.context.check(Invariant::Bounded, over.then(what));
+        }
+    }
+
     /// A replica answers.
     pub(crate) fn answers(&mut self, operation: usize, replica: ReplicaAt, told: Told) {
+        if replica < self.restores.first_seat {
+            return; // of a cluster that is no more
+        }
+        if let Told::Story { job, told } = &told {
+            return self.check_story(replica, *job, told);
+        }
         let here = Host::Replica(self.group.seats[replica].id);
         for us in self.group.net().fate_us(here, Host::Client) {
             let told = told.clone();
@@ -178,7 +259,15 @@ impl World {
     /// The answer arrives.
     pub(crate) fn told(&mut self, operation: usize, replica: ReplicaAt, told: Told) {
         let now_ms = self.context.now_ms;
+        if replica < self.restores.first_seat || self.operations[operation].lost {
+            return; // of a cluster that is no more
+        }
         match told {
+            Told::Story { .. } => {}
+            Told::LetIn => {
+                let what = "a replica was let in that cannot read what the cluster writes";
+                self.context.finding(Invariant::NothingLost, what);
+            }
             Told::Seen { answer, index } => {
                 if let Some(call) = self.operations[operation].call {
                     self.history.returned(call, now_ms, answer, index);
@@ -222,13 +311,15 @@ impl World {
             };
             self.history.returned(call, self.context.now_ms, answer, index);
         }
-        match (known.command().expect("a read is not answered here").clone(), answer) {
+        let Some(command) = known.command().cloned() else { return };
+        match (command, answer) {
             // A drain whose request was lost may reach the log after the faults ended.
             (Command::CordonNode { node, .. } | Command::DrainNode { node, .. }, _)
                 if self.healed =>
             {
                 self.begin(Command::UndrainNode(node));
             }
+            (Command::SubmitJob(_), Ok(Reply::Job(job))) => self.may_watch(job),
             (Command::AdmitReplica { addr, .. }, answer) => self.admitted(&addr, answer),
             _ => {}
         }
@@ -249,6 +340,11 @@ impl World {
                 Op::ReadGpu { node: machine.node, gpu }
             }
         })
+    }
+
+    fn draw_job(&self, rng: &mut Rng) -> Option<JobId> {
+        let jobs = self.control.core.cluster().jobs().iter();
+        rng.pick(&jobs.map(|(id, _)| id).collect::<Vec<_>>())
     }
 
     fn draw_command(&mut self, rng: &mut Rng) -> Option<Command> {
@@ -276,13 +372,45 @@ impl World {
                 self.change_members(rng);
                 return None;
             }
+            92..=93 if self.will_restore() => return None,
+            92..=93 => {
+                self.want(Want::Timing(self.timing.change(rng)));
+                return None;
+            }
+            94 => {
+                if cluster.meta().version == READS_VERSION {
+                    self.want(Want::JoinOld);
+                }
+                return None;
+            }
+            95 => {
+                self.flood(rng);
+                return None;
+            }
             _ => Command::UndrainNode(rng.pick(&out)?),
         })
+    }
+
+    /// Somebody's script submits large jobs all at once; none is valid, or they would be all there is.
+    fn flood(&mut self, rng: &mut Rng) {
+        self.count("flood of requests", None);
+        self.context.note(format_args!("a flood of requests"));
+        for _ in 0..rng.between(8, 16) {
+            self.jobs += 1;
+            let version = self.control.core.cluster().meta().version;
+            let mut spec = setup::job(self.jobs, rng, version);
+            spec.workers = 0;
+            spec.env.insert("DATA".into(), "x".repeat(rng.between(8, 24) as usize * 1_024));
+            self.begin(Command::SubmitJob(spec));
+        }
     }
 
     /// An operator adds a replica, or takes one out.
     fn change_members(&mut self, rng: &mut Rng) {
         let active = self.group.active();
+        if self.restores.small {
+            return;
+        }
         match rng.chance(50) {
             true if active.len() < 6 => self.replace(None),
             _ if active.len() > 3 => {
@@ -308,6 +436,49 @@ impl World {
         self.count("replica taken out", None);
         self.context.note(format_args!("r{at}: taken out"));
         self.begin(Command::RemoveReplica(id));
+    }
+}
+
+/// A request that a replica has taken, until it is answered.
+struct Waiting {
+    all_bytes: Arc<AtomicUsize>,
+    bytes: usize,
+}
+
+impl Waiting {
+    /// Counted with what its entry holds at least.
+    fn new(all_bytes: Arc<AtomicUsize>, command: &Command) -> Waiting {
+        let bytes = match command {
+            Command::SubmitJob(spec) => spec.env.values().map(String::len).sum(),
+            _ => 0,
+        };
+        all_bytes.fetch_add(bytes, Ordering::Relaxed);
+        Waiting { all_bytes, bytes }
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.all_bytes.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+async fn join_old(shell: &Shell, id: RequestId) -> Told {
+    let request = Some(v1::RequestId { client: id.client, seq: id.seq });
+    let (addr, reads_version) = ("old:7077".to_owned(), READS_VERSION - 1);
+    let request = v1::AdmitReplicaRequest { request, addr, reads_version };
+    match shell.cluster().admit_replica(Shell::authorized(request)).await {
+        Ok(_) => Told::LetIn,
+        Err(status) => failed(&status),
+    }
+}
+
+async fn set_timing(shell: &Shell, id: RequestId, change: v1::TimingChange) -> Told {
+    let request = Some(v1::RequestId { client: id.client, seq: id.seq });
+    let request = v1::SetTimingRequest { request, change: Some(change) };
+    match shell.cluster().set_timing(Shell::authorized(request)).await {
+        Ok(set) => Told::Done { reply: Reply::Done, index: set.into_inner().index },
+        Err(status) => failed(&status),
     }
 }
 

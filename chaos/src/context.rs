@@ -13,8 +13,8 @@ use crate::{
     timeline::{Lane, Timeline},
 };
 
-/// Lines of the trace kept to be shown with a finding.
-const TAIL: usize = 60;
+/// Lines of the trace kept to be shown with a finding, unless more are asked for.
+pub(crate) const TAIL: usize = 60;
 /// Findings kept; one is enough to fail.
 const FINDINGS: usize = 20;
 
@@ -36,11 +36,12 @@ pub(crate) struct Context {
     pub(crate) checked: Checked,
     pub(crate) timeline: Timeline,
     pub(crate) tail: VecDeque<String>,
+    tail_lines: usize,
     digest: u64,
 }
 
 impl Context {
-    pub(crate) fn new(seed: u64) -> Context {
+    pub(crate) fn new(seed: u64, tail_lines: usize) -> Context {
         Context {
             now_ms: START_MS,
             start_ms: START_MS,
@@ -52,6 +53,7 @@ impl Context {
             checked: Checked::default(),
             timeline: Timeline::default(),
             tail: VecDeque::new(),
+            tail_lines: tail_lines.max(1),
             digest: 0xcbf2_9ce4_8422_2325,
         }
     }
@@ -68,7 +70,7 @@ impl Context {
             // FNV-1a: the same on every machine, and cheap.
             self.digest = (self.digest ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
         }
-        if self.tail.len() == TAIL {
+        if self.tail.len() == self.tail_lines {
             self.tail.pop_front();
         }
         self.tail.push_back(line);

@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 
 use rowen_server::Core;
-use rowen_state::{AllocationId, Command, Entry, JobId, JobState, Reply, RequestId};
+use rowen_state::{AllocationId, Cluster, Command, Entry, JobId, JobState, Reply, RequestId};
 
 use crate::{
     group::WALL_MS,
     invariant::Invariant,
     truth::{Fresh, News},
+    watches::Look,
     world::World,
 };
 
@@ -25,15 +26,24 @@ const VERIFIED: [Invariant; 7] = [
     Invariant::SnapshotReplays,
 ];
 
+/// With fewer rows the state is verified after each entry, with twice as many after every second.
+const VERIFY_ROWS: u64 = 300;
+
 /// The log so far, and what follows from it.
 #[derive(Debug, Default)]
 pub(crate) struct Control {
     pub(crate) core: Core,
-    /// Every entry, so that the state can be built again from nothing.
+    /// Every entry, so that the state can be built again from what it began with.
     pub(crate) entries: Vec<(u64, Entry)>,
+    /// What that was, if not nothing.
+    pub(crate) began: Core,
     /// Where each client's request is in the log, the first time.
     requests: BTreeMap<RequestId, u64>,
     ended: BTreeMap<JobId, JobState>,
+    /// What each job looked like to its watchers, and from which index on.
+    looks: BTreeMap<JobId, Vec<(u64, Look)>>,
+    /// What was given away for keeping: by key, with the index of the entry that wrote it.
+    pub(crate) kept: BTreeMap<Vec<u8>, (u64, Vec<u8>)>,
     /// When, in true time, the log first said that an allocation is to end.
     pub(crate) stopped_ms: BTreeMap<AllocationId, u64>,
 }
@@ -42,6 +52,42 @@ impl Control {
     /// Where a request is in the log.
     pub(crate) fn index_of(&self, request: &RequestId) -> Option<u64> {
         self.requests.get(request).copied()
+    }
+
+    /// What a job looked like after the entry at `index`.
+    pub(crate) fn look(&self, job: JobId, index: u64) -> Option<&Look> {
+        let looks = self.looks.get(&job)?;
+        looks.iter().rfind(|(from, _)| *from <= index).map(|(_, look)| look)
+    }
+
+    /// All goes on from this state, and with this archive.
+    pub(crate) fn go_back(&mut self, cluster: &Cluster, kept: BTreeMap<Vec<u8>, (u64, Vec<u8>)>) {
+        let index = cluster.applied();
+        let snapshot = cluster.to_snapshot().expect("a small state");
+        self.began = Core::default();
+        self.began.restore(&snapshot).expect("it was just written");
+        self.core = self.began.clone();
+        self.entries.clear();
+        self.kept = kept;
+        self.requests.retain(|_, at| *at <= index);
+        for looks in self.looks.values_mut() {
+            looks.retain(|(from, _)| *from <= index);
+        }
+        self.looks.retain(|_, looks| !looks.is_empty());
+        let ended = cluster.jobs().values().filter(|job| job.state.ended());
+        self.ended = ended.map(|job| (job.id, job.state)).collect();
+        let stops = |id| cluster.allocations().get(id).is_some_and(|a| a.stop.is_some());
+        self.stopped_ms.retain(|id, _| stops(*id));
+    }
+
+    fn note_looks(&mut self, index: u64) {
+        let Control { core, ended, looks, .. } = self;
+        for (id, job) in core.cluster().jobs().iter().filter(|(id, _)| !ended.contains_key(id)) {
+            let looks = looks.entry(id).or_default();
+            if looks.last().is_none_or(|(_, last)| !last.is_of(job)) {
+                looks.push((index, Look::of(job)));
+            }
+        }
     }
 }
 
@@ -68,6 +114,10 @@ impl World {
                 self.control.requests.entry(request.clone()).or_insert(index);
             }
             self.control.entries.push((index, entry));
+            for record in step.records {
+                self.control.kept.insert(record.key, (index, record.value));
+            }
+            self.control.note_looks(index);
             self.note_stops();
             self.check_commit(index);
         }
@@ -80,17 +130,30 @@ impl World {
         }
     }
 
+    /// A state of many rows is looked at after every few entries: what is wrong in it stays so.
+    fn verify(&mut self, index: u64) {
+        let rows = self.operations.len() + self.control.core.cluster().jobs().len();
+        if index.is_multiple_of(1 + rows as u64 / VERIFY_ROWS) {
+            self.verify_now();
+        }
+    }
+
+    /// What must hold of the whole state.
+    pub(crate) fn verify_now(&mut self) {
+        for invariant in VERIFIED {
+            self.context.checked.add(invariant, 1);
+        }
+        for violation in self.control.core.cluster().verify() {
+            let invariant = Invariant::of_verify(violation.invariant);
+            self.context.finding(invariant, format!("verify: {violation}"));
+        }
+    }
+
     /// What must hold after each entry.
     fn check_commit(&mut self, index: u64) {
+        self.verify(index);
         let World { control, context, machines, .. } = self;
         let cluster = control.core.cluster();
-        for invariant in VERIFIED {
-            context.checked.add(invariant, 1);
-        }
-        for violation in cluster.verify() {
-            let invariant = Invariant::of_verify(violation.invariant);
-            context.finding(invariant, format!("verify: {violation}"));
-        }
         for allocation in cluster.allocations().values().filter(|a| a.epoch.index == index) {
             for task in &allocation.tasks {
                 let machine = machines.iter().position(|machine| machine.node == task.node);
@@ -111,6 +174,16 @@ impl World {
                     );
                     context.finding(Invariant::NotTooEarly, what);
                 }
+            }
+        }
+        for (machine, key) in context.journal.all_living() {
+            let allocation = cluster.allocations().get(AllocationId(key.allocation));
+            let task = allocation.and_then(|allocation| allocation.tasks.get(key.rank as usize));
+            if !task.is_some_and(|task| task.phase.live()) {
+                let what = format!(
+                    "let go too early at #{index}: {key:?} still runs on machine {machine}"
+                );
+                context.finding(Invariant::NotTooEarly, what);
             }
         }
         for (id, job) in cluster.jobs().iter() {

@@ -48,9 +48,10 @@ impl World {
             350..=399 => self.flap(machine, true, rng),
             // Software.
             400..=549 => self.kill_agent(machine, "killed agent", rng),
-            550..=609 => self.freeze_agent(machine, rng),
-            610..=649 => self.freeze_machine(machine, rng),
-            650..=699 => {
+            550..=594 => self.freeze_agent(machine, rng),
+            595..=609 => self.loop_agent(machine, rng),
+            610..=679 => self.freeze_machine(machine, rng),
+            680..=699 => {
                 self.count("broken stream", Some(machine));
                 let session = self.machines[machine].agent.as_ref().and_then(|a| a.session);
                 if let Some(session) = session {
@@ -141,12 +142,31 @@ impl World {
     /// SIGSTOP of everything, or a suspended virtual machine: its clock goes on.
     fn freeze_machine(&mut self, machine: MachineAt, rng: &mut Rng) {
         self.count("frozen machine", Some(machine));
+        // Long ones outlast the node lease and all margins: then only the agent's fence is left.
         let for_ms =
-            if rng.chance(50) { rng.between(5_000, 60_000) } else { rng.between(50, 5_000) };
+            if rng.chance(60) { rng.between(10_000, 90_000) } else { rng.between(50, 5_000) };
         self.context.note(format_args!("m{machine} is frozen for {for_ms} ms"));
         let (now_ms, until_ms) = (self.context.now_ms, self.context.now_ms + for_ms);
         self.machines[machine].freeze(until_ms, &mut self.context);
         self.context.timeline.span(Lane::Frozen(machine), "frozen", now_ms, until_ms);
+    }
+
+    /// It dies as soon as it has come, and systemd starts it again, a hundred times.
+    fn loop_agent(&mut self, machine: MachineAt, rng: &mut Rng) {
+        self.count("agent in a loop", Some(machine));
+        self.context.note(format_args!("m{machine}: the agent is in a loop"));
+        let left = rng.between(30, 200) as u32;
+        self.context.later(1, Event::Loop { machine, left });
+    }
+
+    /// Once around.
+    pub(crate) fn next_loop(&mut self, machine: MachineAt, left: u32) {
+        self.machines[machine].kill_agent(&mut self.context);
+        self.context.later(2, Event::StartAgent { machine });
+        if left > 0 && !self.healed {
+            let in_ms = self.context.rng.between(20, 150);
+            self.context.later(in_ms, Event::Loop { machine, left: left - 1 });
+        }
     }
 
     fn reboot(&mut self, machine: MachineAt, rng: &mut Rng) {
@@ -156,6 +176,7 @@ impl World {
         self.count("rebooted machine", Some(machine));
         self.context.note(format_args!("m{machine}: the power fails"));
         self.machines[machine].power_off(&mut self.context);
+        self.lose_held(machine);
         let in_ms = rng.between(3_000, 60_000);
         self.context.later(in_ms, Event::PowerOn { machine });
     }
@@ -188,7 +209,8 @@ impl World {
                 self.group.net().cut(from, to, true);
                 self.context.later(in_ms, Event::Uncut { from, to });
             }
-            4..=7 => {
+            4 => self.cut_leader_off(rng),
+            5..=7 => {
                 self.count("partition", None);
                 let mut island: BTreeSet<Host> =
                     hosts.into_iter().filter(|_| rng.chance(40)).collect();
@@ -204,6 +226,21 @@ impl World {
                 self.group.net().redraw();
             }
         }
+    }
+
+    /// The leader is alone with some of the machines, for longer than a node lease: the others
+    /// elect another, and must not believe what only this one still says.
+    fn cut_leader_off(&mut self, rng: &mut Rng) {
+        let Some((_, leader)) = self.group.leader() else { return };
+        self.count("leader cut off", None);
+        let machines = (0..self.machines.len()).filter(|_| rng.chance(60)).map(Host::Machine);
+        let mut island: BTreeSet<Host> = machines.collect();
+        island.insert(Host::Replica(self.group.seats[leader].id));
+        let in_ms = rng.between(5_000, 60_000);
+        self.context.note(format_args!("{island:?} are cut off for {in_ms} ms"));
+        self.group.net().split(Some(island));
+        self.splits += 1;
+        self.context.later(in_ms, Event::Unsplit { number: self.splits });
     }
 
     fn replica_fault(&mut self, rng: &mut Rng) {
@@ -237,8 +274,11 @@ impl World {
             return;
         }
         self.context.note(format_args!("r{at}: killed, power cut {power_cut}"));
-        self.group.kill(at, power_cut);
+        // One that is alone refuses a torn log: an operator's word is needed then.
+        self.group.kill(at, power_cut && !self.restores.small);
         self.streams_end(at);
+        self.watches_end(at);
+        self.readers_end(at);
         let long = rng.chance(25);
         let in_ms = rng.between(200, if long { 60_000 } else { 5_000 });
         self.context.later(in_ms, Event::StartReplica { replica: at });

@@ -2,7 +2,7 @@
 //! simulated disk, machine clock and network. Starts, kills and freezes them; which and when is
 //! drawn elsewhere.
 
-use std::sync::Arc;
+use std::sync::{Arc, atomic::AtomicUsize};
 
 use rowen_api::v1;
 use rowen_raft::{
@@ -11,6 +11,7 @@ use rowen_raft::{
     sim_disk::SimDisk,
 };
 use rowen_server::{Config, PeerCalls, Shell, SimulatedMachine};
+use rowen_state::codec::READS_VERSION;
 use tonic::Status;
 
 use crate::{
@@ -24,6 +25,11 @@ use crate::{
 
 /// Entries that a follower may not have applied yet: time goes into the log all the while.
 const ON_THE_WAY: u64 = 8;
+
+/// What may be proposed to a replica and not yet be answered: little, so that a few large requests
+/// reach it.
+const MAX_ENTRY_BYTES: usize = 64 << 10;
+pub(crate) const MAX_PENDING_BYTES: usize = MAX_ENTRY_BYTES + 1_024;
 
 /// Unix time when a world begins.
 pub(crate) const WALL_MS: u64 = 1_700_000_000_000;
@@ -57,6 +63,10 @@ pub(crate) struct Seat {
     pub(crate) dying: Option<bool>,
     /// What a leader knew to be on its disk when its process ended.
     pub(crate) matched: u64,
+    /// Bytes of what clients ask of its process and wait for.
+    pub(crate) waiting_bytes: Arc<AtomicUsize>,
+    /// The newest cluster version that the build on it reads.
+    pub(crate) reads: u32,
 }
 
 impl Group {
@@ -83,8 +93,15 @@ impl Group {
             retired: false,
             dying: None,
             matched: 0,
+            waiting_bytes: Arc::default(),
+            reads: READS_VERSION,
         });
         self.seats.len() - 1
+    }
+
+    /// Its disk is empty again.
+    pub(crate) fn empty(&mut self, at: ReplicaAt, seed: u64) {
+        self.seats[at].disk = SimDisk::new(seed);
     }
 
     /// Starts its process. `founders`: of these the group is made, if it is not yet.
@@ -92,6 +109,7 @@ impl Group {
         let (slow_us, timing) = (rng.between(50, 8_000), self.timing);
         let seat = &mut self.seats[at];
         seat.life += 1;
+        seat.waiting_bytes = Arc::default();
         let process = Process::new(rng.next(), seat.clock.clone());
         seat.process = Some(process.clone());
         seat.disk.slow(
@@ -101,6 +119,7 @@ impl Group {
         let opening = Opening {
             replica: at,
             life: seat.life,
+            reads: seat.reads,
             addr: seat.addr.clone(),
             config: raft_config(seat.id, &timing),
             disk: seat.disk.clone(),
@@ -207,6 +226,13 @@ impl Group {
         sim::durable_last(&seat.disk, &raft_config(seat.id, &self.timing))
     }
 
+    /// The vote, term and candidate, that is on the medium of its disk.
+    pub(crate) fn durable_vote(&self, at: ReplicaAt) -> Option<(u64, u64)> {
+        let seat = &self.seats[at];
+        let vote = sim::durable_vote(&seat.disk, &raft_config(seat.id, &self.timing));
+        vote.map(|(term, candidate)| (term, candidate.0))
+    }
+
     pub(crate) fn net(&self) -> &Net {
         &self.net
     }
@@ -217,7 +243,7 @@ pub(crate) fn address(at: ReplicaAt) -> String {
     format!("r{at}:7077")
 }
 
-fn raft_config(id: u64, timing: &Timing) -> ReplicaConfig {
+pub(crate) fn raft_config(id: u64, timing: &Timing) -> ReplicaConfig {
     ReplicaConfig {
         heartbeat_ms: timing.raft_heartbeat_ms,
         election_min_ms: timing.raft_heartbeat_ms * 4,
@@ -227,19 +253,23 @@ fn raft_config(id: u64, timing: &Timing) -> ReplicaConfig {
         keep_log: timing.keep_log,
         retain_entries: timing.keep_log,
         segment_bytes: timing.segment_bytes,
+        max_entry_bytes: MAX_ENTRY_BYTES,
+        max_pending_bytes: MAX_PENDING_BYTES,
+        archive_period_entries: timing.archive_period_entries,
+        archive_retain: timing.archive_retain,
         ..ReplicaConfig::new(ReplicaId(id), "/rowen")
     }
 }
 
-fn server_config(id: u64, addr: &str, timing: &Timing) -> Config {
+pub(crate) fn server_config(id: u64, addr: &str, timing: &Timing) -> Config {
     Config {
         replica: Some(id),
         data: "/rowen".into(),
         listen: std::net::SocketAddr::from(([127, 0, 0, 1], 7077)),
         advertise: Some(addr.to_owned()),
         bootstrap: false,
-        agents_per_s: None,
-        archive_retain: rowen_raft::ARCHIVE_RETAIN,
+        agents_per_s: timing.agents_per_s,
+        archive_retain: timing.archive_retain,
         accept_torn_tail: false,
         timing: rowen_server::Timing {
             node_lease_ms: timing.node_lease_ms,
@@ -255,6 +285,7 @@ fn server_config(id: u64, addr: &str, timing: &Timing) -> Config {
 struct Opening {
     replica: ReplicaAt,
     life: u64,
+    reads: u32,
     addr: String,
     config: ReplicaConfig,
     disk: SimDisk,
@@ -283,7 +314,8 @@ impl Opening {
 
     async fn open(self) -> Result<Arc<Shell>, String> {
         let (machine, feed) = SimulatedMachine::new();
-        let watched = Watched { machine, replica: self.replica, truth: self.truth };
+        let watched =
+            Watched { machine, replica: self.replica, reads: self.reads, truth: self.truth };
         let id = self.config.id.0;
         let opened =
             Replica::open_on(self.config, watched, Arc::new(self.disk), Arc::clone(&self.network));
@@ -296,7 +328,7 @@ impl Opening {
         }
         let config = server_config(id, &self.addr, &self.timing);
         let phones = Phones { net: self.phones.net.clone(), ..self.phones.clone() };
-        let calls = Arc::new(Phone { from: id, phones });
+        let calls = Arc::new(Phone { from: id, reads: self.reads, phones });
         let shell = Arc::new(Shell::simulate(config, replica, feed, calls));
         self.phones.listen(&self.addr, id, &shell, &self.process);
         Ok(shell)
@@ -319,6 +351,7 @@ struct Line {
 
 struct Phone {
     from: u64,
+    reads: u32,
     phones: Phones,
 }
 
@@ -379,5 +412,9 @@ impl PeerCalls for Phone {
         let call =
             |shell: Arc<Shell>| async move { shell.peers().quarantine(request).await.map(drop) };
         self.ask(peer, call).await
+    }
+
+    fn reads_version(&self) -> u32 {
+        self.reads
     }
 }

@@ -6,12 +6,15 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
+use rowen_api::v1;
 use rowen_server::Shell;
 use tokio::sync::Notify;
+use tonic::Status;
 
 use crate::{
     clients::Told,
     message::{ReplicaAt, ToAgent},
+    watches::Shown,
 };
 
 /// See the module. Clones are the same one.
@@ -35,6 +38,16 @@ pub(crate) enum Arrived {
     HungUp { session: u64 },
     /// It answered a client.
     Answered { operation: usize, replica: ReplicaAt, told: Told },
+    /// It gave its vote, and says so.
+    Voted { voter: u64, term: u64, candidate: u64 },
+    /// It gave a backup.
+    BackedUp { bytes: Vec<u8> },
+    /// A disk was made of a backup, as a replica of that id.
+    Made { replica: ReplicaAt, life: u64, made: Result<u64, String> },
+    /// It says something to a watcher.
+    Watched { watch: usize, stream: u64, shown: Shown },
+    /// A line of a log that is being read; none: that was all.
+    LogLine { reader: usize, stream: u64, line: Option<Result<v1::LogLine, Status>> },
     /// The log grew: the truth has more.
     Applied,
 }

@@ -87,7 +87,9 @@ impl Invariant {
             }
             Invariant::TimeAddsUp => "allocated + idle + down = elapsed; usage is counted once",
             Invariant::SameHash => "equal state hash at equal index on every replica",
-            Invariant::SnapshotReplays => "a snapshot and the log after it give the full replay",
+            Invariant::SnapshotReplays => {
+                "a snapshot and the log after it give the full replay, the archive all that it gave away"
+            }
             Invariant::Linearizable => "operations are linearizable",
             Invariant::StreamsOrdered => "watch and log streams are ordered, without gaps",
             Invariant::Bounded => "logs, queues and memory stay within their bounds",

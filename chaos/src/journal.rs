@@ -15,12 +15,16 @@ use crate::{
 #[derive(Debug, Default)]
 pub(crate) struct Journal {
     living: BTreeMap<(MachineAt, u32), TaskKey>,
+    /// Of the tasks that live.
+    owners: BTreeMap<(MachineAt, TaskKey), Owner>,
     last_epoch: BTreeMap<(MachineAt, u32), Epoch>,
     attempts: BTreeMap<JobId, Attempt>,
     /// Tasks that had processes once, and have none any more: none may begin again.
     ended: BTreeSet<(MachineAt, TaskKey)>,
-    /// Workers of an attempt that ran as long as they wanted to.
-    done: BTreeMap<(JobId, u32), u32>,
+    /// Workers of an attempt that ran as long as they wanted to, by rank.
+    done: BTreeMap<(JobId, u32), BTreeSet<u32>>,
+    /// After a restore: its incarnation, and which tasks of before it knows.
+    restored: Option<(u64, BTreeSet<TaskKey>)>,
     /// Tasks whose machine was suspended with them: they may still live when another attempt runs.
     pub(crate) excused: BTreeSet<(MachineAt, TaskKey)>,
     /// Processes started.
@@ -43,6 +47,7 @@ impl Journal {
         owner: Owner,
     ) -> Vec<Finding> {
         self.launches += 1;
+        self.owners.insert((machine, key), owner);
         let mut wrong = Vec::new();
         if self.ended.contains(&(machine, key)) {
             let what = format!("ended and began again: {key:?} on machine {machine}");
@@ -67,7 +72,9 @@ impl Journal {
             }
             *last = key.epoch.max(*last);
         }
-        if let Owner::Gang { job, attempt } = owner {
+        if self.is_stray(&key) {
+            self.excused.insert((machine, key));
+        } else if let Owner::Gang { job, attempt } = owner {
             let known = self.attempts.entry(job).or_insert(Attempt { number: attempt, living: 0 });
             if known.living == 0 {
                 known.number = attempt;
@@ -91,6 +98,7 @@ impl Journal {
         done: bool,
     ) {
         self.ended.insert((machine, key));
+        self.owners.remove(&(machine, key));
         for gpu in gpus.iter() {
             if self.living.get(&(machine, gpu)) == Some(&key) {
                 self.living.remove(&(machine, gpu));
@@ -101,7 +109,9 @@ impl Journal {
             if let Some(known) = self.attempts.get_mut(&job).filter(|_| !excused) {
                 known.living -= 1;
             }
-            *self.done.entry((job, attempt)).or_default() += u32::from(done);
+            if done && !self.is_stray(&key) {
+                self.done.entry((job, attempt)).or_default().insert(key.rank);
+            }
         }
     }
 
@@ -123,9 +133,50 @@ impl Journal {
         living.into_iter().find(|key| !self.excused.contains(&(machine, *key)))
     }
 
+    /// Tasks whose processes live, with their machines, but for those that are excused.
+    pub(crate) fn all_living(&self) -> BTreeSet<(MachineAt, TaskKey)> {
+        let living = self.living.iter().map(|((machine, _), key)| (*machine, *key));
+        living.filter(|task| !self.excused.contains(task)).collect()
+    }
+
     /// Workers of an attempt that ran to their own end.
     pub(crate) fn done(&self, job: JobId, attempt: u32) -> u32 {
-        self.done.get(&(job, attempt)).copied().unwrap_or(0)
+        self.done.get(&(job, attempt)).map_or(0, |ranks| ranks.len() as u32)
+    }
+
+    /// All goes on from a state that knows only these tasks. Whatever else runs is to end when its
+    /// agent hears of it, and must be gone from a GPU before anything else starts there; nobody can
+    /// wait for it before.
+    pub(crate) fn go_back(
+        &mut self,
+        incarnation: u64,
+        known: &BTreeSet<TaskKey>,
+        attempts: &BTreeSet<(JobId, u32)>,
+    ) {
+        // Numbers are given out again.
+        self.done.retain(|attempt, _| attempts.contains(attempt));
+        self.restored = Some((incarnation, known.clone()));
+        let mut living: Vec<(MachineAt, TaskKey)> =
+            self.living.iter().map(|((machine, _), key)| (*machine, *key)).collect();
+        living.dedup();
+        for (machine, key) in living {
+            if self.is_stray(&key) && self.excused.insert((machine, key)) {
+                let owner = self.owners.get(&(machine, key));
+                if let Some(Owner::Gang { job, .. }) = owner
+                    && let Some(attempt) = self.attempts.get_mut(job)
+                {
+                    attempt.living -= 1;
+                }
+            }
+        }
+        // An end that was told after the backup is not known any more.
+        self.ended.retain(|(_, key)| !known.contains(key));
+    }
+
+    fn is_stray(&self, key: &TaskKey) -> bool {
+        self.restored.as_ref().is_some_and(|(incarnation, known)| {
+            key.epoch.incarnation < *incarnation && !known.contains(key)
+        })
     }
 }
 

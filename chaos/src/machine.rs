@@ -13,6 +13,7 @@ use crate::{
     context::Context,
     control::LEASE_RAN_OUT,
     invariant::Invariant,
+    logs::{Logs, Writer},
     message::{DesiredTask, Event, Killed, MachineAt, ToAgent, ToLeader},
     setup::{Life, Timing},
     timeline::Lane,
@@ -25,6 +26,8 @@ const RESEND_MS: u64 = 1_000;
 /// As the agent's stream has them.
 const SILENT_HEARTBEATS: u64 = 4;
 const CONNECT_MS: u64 = 2_000;
+/// Wishes that come a second time, of a hundred.
+const AGAIN_PERCENT: u64 = 4;
 /// Roundings, and what a shim's own clock is late by.
 const SLACK_MS: u64 = 200;
 /// A shim looks at the node lease this often.
@@ -52,6 +55,8 @@ pub(crate) struct Machine {
     lives: u64,
     disk: Disk,
     shims: BTreeMap<TaskKey, Shim>,
+    /// What its tasks wrote.
+    pub(crate) logs: Logs,
 }
 
 /// Which ways are open. A stream needs both.
@@ -85,6 +90,8 @@ pub(crate) struct Agent {
     heard_ms: u64,
     core: Core,
     welcomed: bool,
+    /// As it was welcomed with.
+    heartbeat_ms: u64,
     heartbeat_at_ms: u64,
     /// What the leader said of each task, beside what `core` looks at.
     told: BTreeMap<TaskKey, DesiredTask>,
@@ -131,6 +138,7 @@ impl Machine {
             lives: 0,
             disk: Disk::default(),
             shims: BTreeMap::new(),
+            logs: Logs::default(),
         }
     }
 
@@ -173,6 +181,7 @@ impl Machine {
     /// kill -9 of the agent; its shims go on.
     pub(crate) fn kill_agent(&mut self, context: &mut Context) {
         context.timeline.end(Lane::Agent(self.at), context.now_ms);
+        self.logs.hang_up();
         if let Some(session) = self.agent.take().and_then(|agent| agent.session) {
             self.close(session, context);
         }
@@ -230,6 +239,7 @@ impl Machine {
             heard_ms: 0,
             core,
             welcomed: false,
+            heartbeat_ms: 0,
             heartbeat_at_ms: 0,
             told: BTreeMap::new(),
         });
@@ -266,13 +276,19 @@ impl Machine {
 
     /// The stream is gone: the agent looks for the leader again.
     pub(crate) fn hangup(&mut self, session: u64, context: &mut Context) {
+        let in_ms = context.rng.between(50, 1_000);
+        self.leave(session, in_ms, context);
+    }
+
+    /// Likewise, but not before `in_ms`.
+    fn leave(&mut self, session: u64, in_ms: u64, context: &mut Context) {
         let Some(agent) = self.agent.as_mut().filter(|agent| agent.session == Some(session)) else {
             return;
         };
         (agent.session, agent.welcomed) = (None, false);
         let life = agent.life;
+        self.logs.hang_up();
         self.close(session, context);
-        let in_ms = context.rng.between(50, 1_000);
         context.later(in_ms, Event::Connect { machine: self.at, life });
     }
 
@@ -290,13 +306,29 @@ impl Machine {
         };
         agent.heard_ms = local_ms;
         let stale = match message {
-            ToAgent::Refused { leader } => {
+            ToAgent::Refused { leader, retry_after_ms } => {
                 agent.go_to = Some(leader).filter(|leader| !leader.is_empty());
-                return self.hangup(session, context);
+                return match retry_after_ms {
+                    0 => self.hangup(session, context),
+                    // Never earlier: the leader has kept that moment free.
+                    least_ms => {
+                        let in_ms = context.rng.between(least_ms, least_ms + least_ms / 10);
+                        self.leave(session, in_ms, context);
+                    }
+                };
             }
-            ToAgent::Welcome { term } => {
-                let done = agent.core.welcome(term, timing.node_lease_ms);
+            ToAgent::ReadLog { read, writer, follow } => {
+                self.logs.read(read, writer, follow);
+                None
+            }
+            ToAgent::StopLog { read } => {
+                self.logs.stop(read);
+                None
+            }
+            ToAgent::Welcome { term, node_lease_ms, heartbeat_ms } => {
+                let done = agent.core.welcome(term, node_lease_ms);
                 agent.welcomed = done.is_ok();
+                agent.heartbeat_ms = heartbeat_ms;
                 agent.heartbeat_at_ms = 0;
                 done.err()
             }
@@ -354,15 +386,15 @@ impl Machine {
                 }
             }
         }
-        self.tell(local_ms, timing, context);
+        self.tell(local_ms, context);
         self.forget();
-        self.lose_patience(local_ms, timing, context);
+        self.lose_patience(local_ms, context);
     }
 
     /// A replica that says nothing for long is left for another.
-    fn lose_patience(&mut self, local_ms: u64, timing: &Timing, context: &mut Context) {
+    fn lose_patience(&mut self, local_ms: u64, context: &mut Context) {
         let Some(agent) = &self.agent else { return };
-        let patience_ms = (timing.heartbeat_ms * SILENT_HEARTBEATS).max(CONNECT_MS);
+        let patience_ms = (agent.heartbeat_ms * SILENT_HEARTBEATS).max(CONNECT_MS);
         let patience_ms = if agent.welcomed { patience_ms } else { CONNECT_MS };
         if let Some(session) = agent.session
             && local_ms > agent.heard_ms + patience_ms
@@ -431,6 +463,9 @@ impl Machine {
             let wrong = context.journal.begin(self.at, shim.gpus, key, shim.owner);
             context.note(format_args!("m{} runs {} rank {}", self.at, key.allocation, key.rank));
             context.timeline.runs(self.at, shim.gpus, shim.owner, now_ms);
+            if let Some(writer) = writer(shim.owner, key) {
+                self.logs.begin(writer, now_ms);
+            }
             context.checked.add(Invariant::OneOwner, 1);
             context.checked.add(Invariant::LastOwnerGone, 1);
             context.checked.add(Invariant::EpochsRise, 1);
@@ -499,6 +534,9 @@ impl Machine {
         if started {
             context.journal.end(self.at, shim.gpus, key, shim.owner, done);
             context.timeline.ended(self.at, shim.gpus, context.now_ms);
+            if let Some(writer) = writer(shim.owner, key) {
+                self.logs.end(writer, context.now_ms);
+            }
         }
         context
             .note(format_args!("m{} ended {} rank {}: {code}", self.at, key.allocation, key.rank));
@@ -516,11 +554,11 @@ impl Machine {
     }
 
     /// Heartbeats and reports that are due.
-    fn tell(&mut self, local_ms: u64, timing: &Timing, context: &mut Context) {
+    fn tell(&mut self, local_ms: u64, context: &mut Context) {
         let Some(agent) = self.agent.as_mut().filter(|agent| agent.welcomed) else { return };
         let Some(session) = agent.session else { return };
         if local_ms >= agent.heartbeat_at_ms {
-            agent.heartbeat_at_ms = local_ms + timing.heartbeat_ms;
+            agent.heartbeat_at_ms = local_ms + agent.heartbeat_ms;
             let (seq, generation) = agent.core.heartbeat(local_ms);
             self.send(session, ToLeader::Heartbeat { seq, generation }, context);
         }
@@ -528,6 +566,9 @@ impl Machine {
         if let Some((seq, keys)) = agent.core.report(local_ms, RESEND_MS) {
             let tasks = keys.into_iter().filter_map(|key| self.report(key)).collect();
             self.send(session, ToLeader::Report { seq, tasks }, context);
+        }
+        for chunk in self.logs.chunks(context.now_ms) {
+            self.send(session, chunk, context);
         }
     }
 
@@ -560,20 +601,16 @@ impl Machine {
         self.disk.acked.retain(|key| shims.contains_key(key));
     }
 
-    /// To the leader, in order. Over a dead link nothing arrives, and before long the
-    /// agent notices.
+    /// To the leader, in order.
     fn send(&mut self, session: u64, message: ToLeader, context: &mut Context) {
         let machine = self.at;
-        if !self.link.up {
-            let in_ms = context.rng.between(500, 6_000);
-            return context.later(in_ms, Event::Hangup { machine, session });
-        }
         let arrives_ms = context.now_ms + context.rng.between(1, 30);
         self.link.up_last_ms = arrives_ms.max(self.link.up_last_ms);
         context.events.add(self.link.up_last_ms, Event::Up { machine, session, message });
     }
 
-    /// From the leader, likewise.
+    /// From the leader, likewise. Over a dead link nothing arrives, and before long the agent
+    /// notices.
     pub(crate) fn send_down(&mut self, session: u64, message: ToAgent, context: &mut Context) {
         let machine = self.at;
         if !self.link.down {
@@ -582,7 +619,22 @@ impl Machine {
         }
         let arrives_ms = context.now_ms + context.rng.between(1, 30);
         self.link.down_last_ms = arrives_ms.max(self.link.down_last_ms);
+        // A wish may come once more, when newer ones have come: no stream does that, and the agent
+        // must not lean on it.
+        if matches!(message, ToAgent::Desired { .. }) && context.rng.chance(AGAIN_PERCENT) {
+            let again_ms = self.link.down_last_ms + context.rng.between(50, 5_000);
+            let message = message.clone();
+            context.events.add(again_ms, Event::Down { machine, session, message });
+        }
         context.events.add(self.link.down_last_ms, Event::Down { machine, session, message });
+    }
+}
+
+/// Whose log a task of a gang writes.
+fn writer(owner: Owner, key: TaskKey) -> Option<Writer> {
+    match owner {
+        Owner::Gang { job, attempt } => Some(Writer { job, attempt, rank: key.rank }),
+        Owner::Instance { .. } => None,
     }
 }
 

@@ -17,7 +17,9 @@ mod history;
 mod inbox;
 mod invariant;
 mod journal;
+mod kept;
 mod linear;
+mod logs;
 mod machine;
 mod message;
 mod minimise;
@@ -25,11 +27,13 @@ mod net;
 mod operators;
 mod planted;
 mod report;
+mod restore;
 mod rng;
 mod setup;
 mod streams;
 mod timeline;
 mod truth;
+mod watches;
 mod workers;
 mod world;
 
@@ -92,6 +96,9 @@ struct Sim {
     /// Leaves out of a failing seed whatever it does not need to fail.
     #[arg(long, requires = "seed")]
     minimise: bool,
+    /// For how many minutes of each run faults are on; 2 to 10 unless said.
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..=100_000))]
+    minutes: Option<u64>,
     /// With a bug planted on purpose, by name.
     #[arg(long)]
     plant: Option<String>,
@@ -101,6 +108,9 @@ struct Sim {
     /// Draws the run: an SVG file.
     #[arg(long, requires = "seed")]
     timeline: Option<PathBuf>,
+    /// How many lines of the trace's end are printed.
+    #[arg(long, requires = "seed", default_value_t = context::TAIL)]
+    tail: usize,
     /// How much of the run's end is drawn.
     #[arg(long, default_value_t = 180)]
     timeline_s: u64,
@@ -123,12 +133,18 @@ struct PlantedArgs {
     /// From how many starting points each is looked for, at most 5.
     #[arg(long, default_value_t = 5)]
     starts: usize,
-    /// Those too that need openraft, disks and streams.
-    #[arg(long)]
-    later: bool,
+    /// Starting points side by side.
+    #[arg(long, default_value_t = 1)]
+    jobs: usize,
     /// Prints one JSON object instead of a table.
     #[arg(long)]
     json: bool,
+}
+
+impl Sim {
+    fn options(&self, seed: u64) -> Options {
+        Options { seed, drop: self.drop.0.clone(), minutes: self.minutes, tail: self.tail }
+    }
 }
 
 /// A set of draws, as an argument.
@@ -157,7 +173,7 @@ fn sim(args: &Sim) -> anyhow::Result<ExitCode> {
     }
     let began = cpu_time();
     let one = |seed| {
-        let options = Options { seed, drop: args.drop.0.clone() };
+        let options = args.options(seed);
         if args.twice { run_twice(&options) } else { run_options(&options) }
     };
     let mut summary = Summary::default();
@@ -165,8 +181,7 @@ fn sim(args: &Sim) -> anyhow::Result<ExitCode> {
         let outcome = one(seed);
         show(args, &outcome)?;
         if args.minimise && !outcome.findings.is_empty() {
-            let options = Options { seed, drop: args.drop.0.clone() };
-            let least = minimise::minimise(&options, run_options);
+            let least = minimise::minimise(&args.options(seed), run_options);
             let least = least.context("it does not fail a second time")?;
             write!(std::io::stdout(), "{}", least.report())?;
         }
@@ -176,7 +191,8 @@ fn sim(args: &Sim) -> anyhow::Result<ExitCode> {
     }
     let mut out = std::io::stdout().lock();
     let wall = cpu_time().saturating_sub(began);
-    let command = format!("chaos sim --seeds {}..{}", range.start, range.end);
+    let minutes = args.minutes.map(|minutes| format!(" --minutes {minutes}")).unwrap_or_default();
+    let command = format!("chaos sim --seeds {}..{}{minutes}", range.start, range.end);
     if args.json {
         writeln!(std::io::stderr(), "{}", summary.failures())?;
         writeln!(out, "{}", summary.figures(&command, wall).json())?;
@@ -187,7 +203,7 @@ fn sim(args: &Sim) -> anyhow::Result<ExitCode> {
 }
 
 /// What this process has used of a core: others may use it too, and a figure must not depend on them.
-fn cpu_time() -> Duration {
+pub(crate) fn cpu_time() -> Duration {
     const TICK_MS: u64 = 10;
     let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
     // After the name in brackets, which may hold spaces: the 12th and 13th are user and system time.
@@ -225,7 +241,10 @@ fn hunt(args: &PlantedArgs) -> anyhow::Result<ExitCode> {
     let bugs = ready.map_err(anyhow::Error::msg)?;
     // A planted bug may well break an assertion: that is what it is there for.
     std::panic::set_hook(Box::new(|_| {}));
-    let planted = planted::hunt(&bugs, args.within, args.starts, args.later);
+    let planted = planted::hunt(&bugs, args.within, args.starts, args.jobs, |row| {
+        // As they come: all of them take long.
+        write!(std::io::stderr(), "{row}").ok();
+    });
     let mut out = std::io::stdout().lock();
     match args.json {
         true => writeln!(out, "{}", planted.figures("chaos planted").json())?,
@@ -265,7 +284,7 @@ fn run_options(options: &Options) -> Outcome {
         let text = panic.downcast_ref::<String>().map(String::as_str);
         let what = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
         let finding = Finding::new(Invariant::of_panic(what), format!("panicked: {what}"));
-        Outcome { seed, findings: vec![finding], ..Outcome::default() }
+        Outcome { seed, minutes: options.minutes, findings: vec![finding], ..Outcome::default() }
     })
 }
 

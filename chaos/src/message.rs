@@ -3,7 +3,7 @@
 use rowen_agent::core::TaskKey;
 use rowen_state::{GpuMask, Owner, Part, TaskReport};
 
-use crate::{clients::Told, net::Host};
+use crate::{clients::Told, logs::Writer, net::Host, watches::Shown};
 
 /// A machine of the world, by its place in the fabric.
 pub(crate) type MachineAt = usize;
@@ -33,6 +33,12 @@ pub(crate) enum ToLeader {
     GpuHealth {
         sick: GpuMask,
     },
+    Log {
+        read: u64,
+        data: String,
+        end: bool,
+        error: String,
+    },
 }
 
 /// To an agent.
@@ -40,6 +46,8 @@ pub(crate) enum ToLeader {
 pub(crate) enum ToAgent {
     Welcome {
         term: u64,
+        node_lease_ms: u64,
+        heartbeat_ms: u64,
     },
     HeartbeatAck {
         seq: u64,
@@ -53,9 +61,18 @@ pub(crate) enum ToAgent {
         term: u64,
         tasks: Vec<DesiredTask>,
     },
-    /// Go there, or, where that is empty, anywhere.
+    /// Go there, or, where that is empty, anywhere; not before so many milliseconds.
     Refused {
         leader: String,
+        retry_after_ms: u64,
+    },
+    ReadLog {
+        read: u64,
+        writer: Writer,
+        follow: bool,
+    },
+    StopLog {
+        read: u64,
     },
 }
 
@@ -130,6 +147,15 @@ pub(crate) enum Event {
         session: u64,
         message: ToAgent,
     },
+    /// The way is open again, perhaps: what a stream still holds goes on it, in its order.
+    Flush {
+        session: u64,
+    },
+    /// An agent that dies as soon as it has come.
+    Loop {
+        machine: MachineAt,
+        left: u32,
+    },
     Hangup {
         machine: MachineAt,
         session: u64,
@@ -158,6 +184,13 @@ pub(crate) enum Event {
     MendDisk {
         replica: ReplicaAt,
     },
+    /// Somebody takes a backup; later all goes back to it.
+    BackUp,
+    Restore,
+    /// A replica gets the newer build.
+    Upgrade {
+        replica: ReplicaAt,
+    },
     Uncut {
         from: Host,
         to: Host,
@@ -181,6 +214,29 @@ pub(crate) enum Event {
     Retry {
         operation: usize,
     },
+    /// A client opens its watch of a job.
+    Watch {
+        watch: usize,
+    },
+    WatchAsked {
+        watch: usize,
+        replica: ReplicaAt,
+    },
+    Shown {
+        watch: usize,
+        stream: u64,
+        shown: Shown,
+    },
+    WatchBroke {
+        watch: usize,
+        stream: u64,
+    },
+    /// A client reads the log of an attempt.
+    ReadLog {
+        reader: usize,
+    },
+    /// What lasts is looked at: streams, archives.
+    LookAround,
     Fault,
     Heal,
 }

@@ -38,7 +38,7 @@ pub(crate) fn minimise(
         Minimised { invariant, dropped: options.drop.clone(), outcome, before, runs: 1 };
     let mut chunk = before.div_ceil(2).max(1);
     loop {
-        let smaller = pass(&mut least, options.seed, chunk, &mut run);
+        let smaller = pass(&mut least, options, chunk, &mut run);
         if least.runs >= RUNS || (chunk == 1 && !smaller) {
             return Some(least);
         }
@@ -51,7 +51,7 @@ pub(crate) fn minimise(
 /// Tries to leave out each chunk of what is left; whether any could be.
 fn pass(
     least: &mut Minimised,
-    seed: u64,
+    options: &Options,
     chunk: usize,
     run: &mut impl FnMut(&Options) -> Outcome,
 ) -> bool {
@@ -62,7 +62,7 @@ fn pass(
         let start = end.saturating_sub(chunk);
         let mut drop = least.dropped.clone();
         drop.extend(&least.outcome.draws[start..end]);
-        let outcome = run(&Options { seed, drop: drop.clone() });
+        let outcome = run(&Options { drop: drop.clone(), ..options.clone() });
         least.runs += 1;
         let same = outcome.findings.iter().any(|finding| finding.invariant == least.invariant);
         if same && outcome.draws.len() < least.outcome.draws.len() {
@@ -96,7 +96,7 @@ impl Minimised {
         }
         let _ = writeln!(text, "the end of the trace:");
         self.outcome.tail.iter().for_each(|line| text += &format!("  {line}\n"));
-        let command = format!("cargo xtask chaos sim --seed {}", self.outcome.seed);
+        let command = format!("cargo xtask chaos sim {}", self.outcome.arguments());
         let _ = match self.dropped.is_empty() {
             true => writeln!(text, "replay: {command}"),
             false => writeln!(text, "replay: {command} --drop {}", draws::format(&self.dropped)),

@@ -9,7 +9,11 @@ use std::{
 
 use rowen_raft::{ReplicaId, sim::Wire};
 
-use crate::{message::MachineAt, rng::Rng};
+use crate::{
+    inbox::{Arrived, Inbox},
+    message::MachineAt,
+    rng::Rng,
+};
 
 /// An end of a link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -21,7 +25,10 @@ pub(crate) enum Host {
 
 /// The network. Clones are the same one.
 #[derive(Clone, Debug)]
-pub(crate) struct Net(Arc<Mutex<State>>);
+pub(crate) struct Net {
+    state: Arc<Mutex<State>>,
+    inbox: Inbox,
+}
 
 #[derive(Debug)]
 struct State {
@@ -48,7 +55,7 @@ struct Link {
 const CALM: Link = Link { least_us: 200, most_us: 2_000, loss_permille: 0, doubling_permille: 0 };
 
 impl Net {
-    pub(crate) fn new(rng: Rng) -> Net {
+    pub(crate) fn new(rng: Rng, inbox: Inbox) -> Net {
         let state = State {
             rng,
             calm: false,
@@ -58,7 +65,7 @@ impl Net {
             lost: 0,
             doubled: 0,
         };
-        Net(Arc::new(Mutex::new(state)))
+        Net { state: Arc::new(Mutex::new(state)), inbox }
     }
 
     /// A message leaves: after how many microseconds each copy of it arrives. None: it is lost.
@@ -120,7 +127,7 @@ impl Net {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -164,6 +171,10 @@ impl Wire for Net {
         let copies = self.fate_us(Host::Replica(from.0), Host::Replica(to.0));
         copies.into_iter().map(Duration::from_micros).collect()
     }
+
+    fn voted(&self, voter: ReplicaId, term: u64, candidate: ReplicaId) {
+        self.inbox.push(Arrived::Voted { voter: voter.0, term, candidate: candidate.0 });
+    }
 }
 
 #[cfg(test)]
@@ -172,7 +183,7 @@ mod tests {
 
     #[test]
     fn cuts_are_one_way_and_splits_are_not() {
-        let net = Net::new(Rng::new(1));
+        let net = Net::new(Rng::new(1), Inbox::default());
         let (a, b, c) = (Host::Replica(1), Host::Replica(2), Host::Replica(3));
         net.cut(a, b, true);
         assert!(!net.is_open(a, b) && net.is_open(b, a));

@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, sync::Arc};
 
 use rowen_raft::{Member, ReplicaId};
 use rowen_server::Shell;
-use rowen_state::{Code, Command, Reply};
+use rowen_state::{Code, Command, Reply, codec::READS_VERSION};
 
 use crate::{
     group::address,
@@ -36,17 +36,47 @@ impl World {
             .iter()
             .map(|seat| Member { id: ReplicaId(seat.id), addr: seat.addr.clone() });
         let members: Vec<Member> = members.collect();
+        self.begin_old(&mut rng);
         for at in 0..self.group.seats.len() {
             let founders = (at == 0).then(|| members.clone());
             self.group.start(at, founders, &mut rng);
         }
     }
 
-    fn own_rng(&mut self) -> Rng {
+    /// Some clusters are of an older build at first, or partly, and are upgraded one by one.
+    fn begin_old(&mut self, rng: &mut Rng) {
+        if !rng.chance(40) {
+            return;
+        }
+        for at in 0..self.group.seats.len() {
+            if rng.chance(70) {
+                self.group.seats[at].reads = READS_VERSION - 1;
+                let in_ms = rng.between(10_000, 150_000);
+                self.context.later(in_ms, Event::Upgrade { replica: at });
+            }
+        }
+    }
+
+    /// The operator stops a replica and starts it with the newer build.
+    pub(crate) fn upgrade(&mut self, at: ReplicaAt) {
+        if self.group.seats[at].reads == READS_VERSION {
+            return;
+        }
+        self.count("replica upgraded", None);
+        self.context.note(format_args!("r{at}: is upgraded"));
+        let mut rng = self.own_rng();
+        self.kill_replica(at, false, &mut rng);
+        self.group.seats[at].reads = READS_VERSION;
+    }
+
+    pub(crate) fn own_rng(&mut self) -> Rng {
         Rng::new(self.context.rng.next())
     }
 
     pub(crate) fn start_replica(&mut self, at: ReplicaAt) {
+        if self.group.seats[at].id == 0 && self.group.seats[at].process.is_none() {
+            return self.make(); // if it is to be made of a backup
+        }
         let seat = &self.group.seats[at];
         let unnamed = seat.id == 0; // it asked to join and has no id yet
         let gone = seat.retired && !self.is_member(at);
@@ -55,7 +85,8 @@ impl World {
         }
         let mut rng = self.own_rng();
         // The first one founds the group at its first start that gets so far.
-        let founders = (at == 0 && self.control.entries.is_empty()).then(|| {
+        let founding = at == 0 && self.control.entries.is_empty();
+        let founders = (founding && self.restores.first_seat == 0).then(|| {
             let seats = self.group.seats.iter();
             seats.map(|seat| Member { id: ReplicaId(seat.id), addr: seat.addr.clone() }).collect()
         });
@@ -84,7 +115,9 @@ impl World {
             self.context.finding(Invariant::NothingTruncated, what);
         }
         if self.weakened == Some(at) && life > 1 {
-            self.weakened = None; // what was flipped is of no more use to anybody
+            // What was flipped is of no more use to anybody, and nothing else will be.
+            self.group.seats[at].disk.steady();
+            self.weakened = None;
         }
     }
 
@@ -116,7 +149,8 @@ impl World {
         // A log, a torn end of one, a snapshot.
         let damage = ["corrupt", "accept_torn_tail", "restore this replica"];
         if damage.iter().any(|word| why.contains(word)) {
-            if self.weakened != Some(at) {
+            // One that is to go anyway is not waited for: its corrupt disk no longer counts as weak.
+            if self.weakened != Some(at) && !self.group.seats[at].retired {
                 let what = format!("replica {at} refuses a disk that nobody touched: {why}");
                 self.context.finding(Invariant::NothingTruncated, what);
             }
@@ -180,6 +214,7 @@ impl World {
     /// The operator looks after the group.
     pub(crate) fn tend(&mut self) {
         self.context.later(TEND_MS, Event::Tend);
+        self.grow_again();
         let damaged = self.group.active().into_iter().find(|at| self.group.seats[*at].damaged);
         match damaged {
             // No room for one more beside it: it goes first.
@@ -203,6 +238,8 @@ impl World {
                     self.context.note(format_args!("r{at}: is turned off"));
                     self.group.kill(at, false);
                     self.streams_end(at);
+                    self.watches_end(at);
+                    self.readers_end(at);
                 }
             }
         }
@@ -213,6 +250,7 @@ impl World {
         self.group.net().calm();
         for at in 0..self.group.seats.len() {
             self.mend_disk(at);
+            self.upgrade(at);
             let seat = &mut self.group.seats[at];
             if let Some(process) = &seat.process {
                 process.thaw();
@@ -222,6 +260,23 @@ impl World {
                 self.kill_replica(at, true, &mut rng);
             }
             self.context.later(100, Event::StartReplica { replica: at });
+        }
+    }
+
+    /// A vote is on its voter's disk before anybody hears of it.
+    pub(crate) fn check_vote(&mut self, voter: u64, term: u64, candidate: u64) {
+        let at = self.group.seats.iter().rposition(|seat| seat.id == voter);
+        let at = at.expect("a replica that votes has a seat");
+        if self.weakened == Some(at) || self.group.seats[at].damaged {
+            return;
+        }
+        self.context.checked.add(Invariant::OnQuorum, 1);
+        let on_disk = self.group.durable_vote(at);
+        if on_disk.is_none_or(|(kept, whom)| kept < term || (kept == term && whom != candidate)) {
+            let what = format!(
+                "replica {at} voted for {candidate} in term {term}, and has {on_disk:?} on disk"
+            );
+            self.context.finding(Invariant::OnQuorum, what);
         }
     }
 

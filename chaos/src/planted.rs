@@ -4,85 +4,69 @@
 //! Owns what each bug breaks and how many seeds it may take. The bugs themselves
 //! are where somebody could have made them (`rowen_planted::planted`).
 
-use std::fmt::Write as _;
+use std::{collections::BTreeMap, fmt, time::Duration};
 
 use rowen_planted::Bug;
 use rowen_sim::{Figure, Report, percentile};
 
-use crate::{invariant::Invariant, run};
+use crate::{cpu_time, invariant::Invariant, run, workers};
 
 /// Seeds that a bug may take from each starting point.
 pub(crate) const WITHIN: u64 = 200;
 /// Seeds are counted from several places: one lucky seed shows little.
 const STARTS: [u64; 5] = [1, 10_001, 20_001, 30_001, 40_001];
 
-/// What a bug breaks; any of these names it. `false`: it needs openraft, disks or the wire in the
-/// world, and cannot be caught before.
-fn breaks(bug: Bug) -> (bool, &'static [Invariant]) {
+/// What a bug breaks; any of these names it.
+fn breaks(bug: Bug) -> &'static [Invariant] {
     use Invariant as I;
-    let (here, later) = (true, false);
     match bug {
-        Bug::SkipRecheck | Bug::HoldIgnored => (here, &[I::OneAllocation]),
-        Bug::LaunchOnBusy => (here, &[I::OneOwner, I::LastOwnerGone]),
-        Bug::DropEpochCheck => (here, &[I::EpochsRise]),
-        Bug::NoMargin => (here, &[I::NotTooEarly]),
-        Bug::PartialGang | Bug::GangLeftRunning => (here, &[I::AllOrNone]),
-        Bug::CancelForgotten | Bug::LostIsFailed => (here, &[I::NothingLost]),
-        Bug::DrainForgotten | Bug::RefusedButDone => (here, &[I::Linearizable]),
-        Bug::DedupForgets => (here, &[I::Once]),
-        Bug::RestartForgetsExits | Bug::EndedRunsAgain | Bug::RebootIgnored => {
-            (here, &[I::EndedStays])
-        }
-        Bug::EvictionWithoutNotice => (here, &[I::Notice]),
-        Bug::ExitToldEarly => (here, &[I::NotTooEarly, I::LastOwnerGone]),
-        Bug::UsageTwice | Bug::MeterGap => (here, &[I::TimeAddsUp]),
-        Bug::HashOrder => (here, &[I::SameHash]),
-        Bug::SnapshotMissesTable => (here, &[I::SnapshotReplays]),
-        Bug::SnapshotMissesRequests => (here, &[I::SnapshotReplays, I::Once]),
-        Bug::ExitsPileUp => (here, &[I::Bounded]),
-        Bug::LostReportsDropped => (here, &[I::Converges]),
-        // Ids of allocations come again only after a restore from a backup.
-        Bug::AnyEpochReports => (later, &[I::NotTooEarly, I::OneOwner]),
-        Bug::AckBeforeSync => (later, &[I::OnQuorum, I::NothingLost]),
-        Bug::VoteNotSynced => (later, &[I::OnQuorum, I::SameHash]),
-        Bug::CorruptionTruncated => (later, &[I::NothingTruncated]),
-        Bug::StaleRead => (later, &[I::Linearizable]),
-        Bug::RenewWithoutQuorum => (later, &[I::NotTooEarly, I::OneOwner]),
-        Bug::ArchiveLoses => (later, &[I::SnapshotReplays]),
-        Bug::UnboundedQueue => (later, &[I::Bounded]),
-        Bug::WatchSkips => (later, &[I::StreamsOrdered]),
+        Bug::SkipRecheck | Bug::HoldIgnored => &[I::OneAllocation],
+        Bug::LaunchOnBusy => &[I::OneOwner, I::LastOwnerGone],
+        Bug::DropEpochCheck => &[I::EpochsRise],
+        Bug::NoMargin => &[I::NotTooEarly],
+        Bug::AnyEpochReports | Bug::RenewWithoutQuorum => &[I::NotTooEarly, I::OneOwner],
+        Bug::PartialGang | Bug::GangLeftRunning => &[I::AllOrNone],
+        Bug::CancelForgotten | Bug::LostIsFailed => &[I::NothingLost],
+        Bug::DrainForgotten | Bug::RefusedButDone | Bug::StaleRead => &[I::Linearizable],
+        Bug::DedupForgets => &[I::Once],
+        Bug::RestartForgetsExits | Bug::EndedRunsAgain | Bug::RebootIgnored => &[I::EndedStays],
+        Bug::EvictionWithoutNotice => &[I::Notice],
+        Bug::ExitToldEarly => &[I::NotTooEarly, I::LastOwnerGone],
+        Bug::UsageTwice | Bug::MeterGap => &[I::TimeAddsUp],
+        Bug::HashOrder => &[I::SameHash],
+        Bug::SnapshotMissesTable | Bug::ArchiveLoses => &[I::SnapshotReplays],
+        Bug::SnapshotMissesRequests => &[I::SnapshotReplays, I::Once],
+        Bug::ExitsPileUp | Bug::UnboundedQueue => &[I::Bounded],
+        Bug::WatchSkips => &[I::StreamsOrdered],
+        Bug::CorruptionTruncated => &[I::NothingTruncated],
+        Bug::AckBeforeSync | Bug::VoteNotSynced => &[I::OnQuorum],
+        Bug::LostReportsDropped => &[I::Converges],
     }
 }
 
 /// How a bug fared.
 #[derive(Debug)]
-struct Row {
+pub(crate) struct Row {
     bug: Bug,
-    expected: &'static [Invariant],
-    /// Seeds needed from each starting point that caught it in time.
-    needed: Vec<u64>,
-    /// The first seed that did, and what it said.
-    caught: Option<(u64, Invariant)>,
-    starts: usize,
+    searches: Vec<Search>,
+    took: Duration,
 }
 
-impl Row {
-    fn is_caught(&self) -> bool {
-        self.needed.len() == self.starts
-    }
-
-    fn median(&self) -> u64 {
-        let mut sorted = self.needed.clone();
-        sorted.sort_unstable();
-        percentile(&sorted, 50)
-    }
-}
-
-/// All bugs that were run, and those that have to wait.
+/// From one starting point on.
 #[derive(Debug, Default)]
+struct Search {
+    /// Seeds that were run.
+    seeds: u64,
+    /// By which seed, and under which name.
+    caught: Option<(u64, Invariant)>,
+    /// What else seeds failed by before, and how many.
+    otherwise: BTreeMap<Invariant, u64>,
+}
+
+/// All bugs that were run.
+#[derive(Debug)]
 pub(crate) struct Planted {
     rows: Vec<Row>,
-    waiting: Vec<Bug>,
     within: u64,
 }
 
@@ -98,31 +82,44 @@ pub(crate) fn named(names: &[String]) -> Result<Vec<Bug>, String> {
     if names.is_empty() { Ok(Bug::ALL.to_vec()) } else { names.iter().map(find).collect() }
 }
 
-/// Runs each bug, `starts` times from another seed on, until it is caught.
-pub(crate) fn hunt(bugs: &[Bug], within: u64, starts: usize, later: bool) -> Planted {
-    let mut planted = Planted { within, ..Planted::default() };
+/// Runs each bug, `starts` times from another seed on and on `jobs` threads, until it is caught.
+pub(crate) fn hunt(
+    bugs: &[Bug],
+    within: u64,
+    starts: usize,
+    jobs: usize,
+    mut show: impl FnMut(&Row),
+) -> Planted {
+    let starts = &STARTS[..starts.clamp(1, STARTS.len())];
+    let mut planted = Planted { rows: Vec::new(), within };
     for bug in bugs.iter().copied() {
-        let (here, expected) = breaks(bug);
-        if !here && !later {
-            planted.waiting.push(bug);
-            continue;
-        }
         choose(bug);
-        let starts = &STARTS[..starts.clamp(1, STARTS.len())];
-        let mut row = Row { bug, expected, needed: Vec::new(), caught: None, starts: starts.len() };
-        for start in starts {
-            let caught = (*start..start + within).find_map(|seed| {
-                let findings = run(seed).findings.into_iter();
-                let mut named = findings.map(|finding| finding.invariant);
-                Some((seed, named.find(|invariant| expected.contains(invariant))?))
-            });
-            let Some((seed, invariant)) = caught else { break };
-            row.needed.push(seed - start + 1);
-            row.caught.get_or_insert((seed, invariant));
-        }
+        let began = cpu_time();
+        let mut searches = Vec::new();
+        let one = |at| search(starts[at as usize], within, breaks(bug));
+        workers::run(0..starts.len() as u64, jobs, one, |search| searches.push(search));
+        let row = Row { bug, searches, took: cpu_time().saturating_sub(began) };
+        show(&row);
         planted.rows.push(row);
     }
     planted
+}
+
+fn search(start: u64, within: u64, expected: &[Invariant]) -> Search {
+    let mut search = Search::default();
+    for seed in start..start + within {
+        search.seeds += 1;
+        let findings = run(seed).findings;
+        let mut names = findings.iter().map(|finding| finding.invariant);
+        if let Some(invariant) = names.find(|name| expected.contains(name)) {
+            search.caught = Some((seed, invariant));
+            return search;
+        }
+        if let Some(finding) = findings.first() {
+            *search.otherwise.entry(finding.invariant).or_default() += 1;
+        }
+    }
+    search
 }
 
 /// For the whole process.
@@ -143,60 +140,114 @@ pub(crate) fn refuse() -> Result<(), String> {
     Err("no bug is planted in this build; run `cargo xtask chaos planted`".into())
 }
 
+impl Row {
+    fn is_caught(&self) -> bool {
+        self.searches.iter().all(|search| search.caught.is_some())
+    }
+
+    /// Of the seeds that it took; of a search that missed, those that it was given.
+    fn median(&self) -> u64 {
+        let mut sorted: Vec<u64> = self.searches.iter().map(|search| search.seeds).collect();
+        sorted.sort_unstable();
+        percentile(&sorted, 50)
+    }
+
+    /// Names it was found by: it may break more than one thing.
+    fn names(&self) -> String {
+        let caught = self.searches.iter().filter_map(|search| search.caught);
+        let mut names: Vec<u8> = caught.map(|(_, invariant)| invariant.number()).collect();
+        names.sort_unstable();
+        names.dedup();
+        if names.is_empty() { "-".into() } else { join(names.iter(), "|") }
+    }
+
+    /// Seeds that failed by something else before.
+    fn otherwise(&self) -> BTreeMap<Invariant, u64> {
+        let mut otherwise = BTreeMap::new();
+        for (invariant, seeds) in self.searches.iter().flat_map(|search| &search.otherwise) {
+            *otherwise.entry(*invariant).or_default() += seeds;
+        }
+        otherwise
+    }
+
+    /// What went wrong: it was not found, or never under its name.
+    fn failure(&self, within: u64) -> Option<String> {
+        if self.is_caught() {
+            return None;
+        }
+        let name = self.bug.name();
+        let wanted = join(breaks(self.bug).iter().map(|invariant| invariant.number()), "|");
+        Some(match self.otherwise().is_empty() {
+            true => format!("{name}: missed within {within} seeds"),
+            false => {
+                let as_what = self.otherwise().into_keys().map(Invariant::number);
+                let as_what = join(as_what, ", ");
+                format!("{name}: not named {wanted} within {within} seeds, but {as_what}")
+            }
+        })
+    }
+}
+
+impl fmt::Display for Row {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let needed = join(self.searches.iter().map(|search| search.seeds), " ");
+        let by = self.searches.iter().find_map(|search| search.caught);
+        let by = by.map_or("-".into(), |(seed, _)| seed.to_string());
+        let (name, names, median) = (self.bug.name(), self.names(), self.median());
+        let seconds = self.took.as_secs_f64();
+        write!(f, "{name:<26} {names:>9} {median:>12} {seconds:>9.1} {by:>8}  {needed}")?;
+        if !self.is_caught() {
+            write!(f, "  MISSED")?;
+        }
+        for (invariant, seeds) in self.otherwise() {
+            write!(f, "; {seeds} failed by {}", invariant.number())?;
+        }
+        writeln!(f)
+    }
+}
+
+fn join<T: ToString>(items: impl Iterator<Item = T>, between: &str) -> String {
+    items.map(|item| item.to_string()).collect::<Vec<_>>().join(between)
+}
+
 impl Planted {
     pub(crate) fn is_good(&self) -> bool {
         self.rows.iter().all(Row::is_caught)
     }
 
+    fn failures(&self) -> Vec<String> {
+        self.rows.iter().filter_map(|row| row.failure(self.within)).collect()
+    }
+
     /// For people.
     pub(crate) fn table(&self) -> String {
         let mut text = format!(
-            "{:<26} {:>8} {:>9} {:>12}  {}\n",
-            "planted bug", "by seed", "invariant", "median seeds", "seeds needed"
+            "{:<26} {:>9} {:>12} {:>9} {:>8}  {}\n",
+            "planted bug", "invariant", "median seeds", "CPU s", "by seed", "seeds needed"
         );
-        for row in &self.rows {
-            let (seed, invariant) = match row.caught {
-                Some((seed, invariant)) => (seed.to_string(), invariant.number().to_string()),
-                None => ("-".into(), "-".into()),
-            };
-            let verdict = match row.is_caught() {
-                true => format!("{:?}", row.needed),
-                false => format!("MISSED within {} seeds, {:?} before", self.within, row.needed),
-            };
-            let name = row.bug.name();
-            let median = row.median();
-            let _ = writeln!(text, "{name:<26} {seed:>8} {invariant:>9} {median:>12}  {verdict}");
-        }
-        for bug in &self.waiting {
-            let _ = writeln!(
-                text,
-                "{:<26} waits for openraft, disks and streams in the world",
-                bug.name()
-            );
-        }
-        let missed = self.rows.iter().filter(|row| !row.is_caught()).count();
-        let _ = writeln!(text, "{} planted, {missed} missed", self.rows.len());
+        self.rows.iter().for_each(|row| text += &row.to_string());
+        let failures = self.failures();
+        failures.iter().for_each(|failure| text += &format!("{failure}\n"));
+        text += &format!("{} planted, {} missed\n", self.rows.len(), failures.len());
         text
     }
 
     /// DESIGN.md, "Figures".
     pub(crate) fn figures(&self, command: &str) -> Report {
-        let missed: Vec<&Row> = self.rows.iter().filter(|row| !row.is_caught()).collect();
-        let failures = missed
-            .iter()
-            .map(|row| format!("{}: not caught within {} seeds", row.bug.name(), self.within));
+        let failures = self.failures();
+        let missed = failures.len() as f64;
+        let seconds = self.rows.iter().map(|row| row.took.as_secs_f64()).sum::<f64>();
         let case = format!("within={}", self.within);
-        let mut report = Report::begin(command, &case, 0, failures.collect())
+        let mut report = Report::begin(command, &case, 0, failures)
             .figure("planted", self.rows.len() as f64, "bugs")
-            .figure("missed", missed.len() as f64, "bugs")
-            .figure("waiting", self.waiting.len() as f64, "bugs")
+            .figure("missed", missed, "bugs")
+            .figure("cpu_time", (seconds * 10.0).round() / 10.0, "s")
             .finish();
         for row in &self.rows {
-            let numbers = row.expected.iter().map(|invariant| invariant.number().to_string());
-            let numbers: Vec<String> = numbers.collect();
+            let numbers = join(breaks(row.bug).iter().map(|invariant| invariant.number()), "|");
             report.figures.push(Figure {
                 name: "seeds_to_catch",
-                case: format!("bug={} invariant={}", row.bug.name(), numbers.join("|")),
+                case: format!("bug={} invariant={numbers}", row.bug.name()),
                 value: row.median() as f64,
                 unit: "seeds",
                 ok: row.is_caught(),
@@ -215,7 +266,7 @@ mod tests {
     #[test]
     fn every_invariant_has_a_bug_that_breaks_it() {
         let broken: BTreeSet<Invariant> =
-            Bug::ALL.iter().flat_map(|bug| breaks(*bug).1).copied().collect();
+            Bug::ALL.iter().flat_map(|bug| breaks(*bug)).copied().collect();
         let unbroken: Vec<Invariant> =
             Invariant::ALL.into_iter().filter(|invariant| !broken.contains(invariant)).collect();
         assert_eq!(unbroken, [Invariant::Assertion, Invariant::Repeatable]);
@@ -226,5 +277,30 @@ mod tests {
         assert_eq!(named(&["meter_gap".into()]), Ok(vec![Bug::MeterGap]));
         assert_eq!(named(&[]).unwrap().len(), Bug::ALL.len());
         assert!(named(&["nothing".into()]).unwrap_err().starts_with("only: "));
+    }
+
+    fn row(caught: [Option<(u64, Invariant)>; 2], otherwise: &[(Invariant, u64)]) -> Row {
+        let otherwise: BTreeMap<Invariant, u64> = otherwise.iter().copied().collect();
+        let searches = caught.map(|caught| {
+            let seeds = caught.map_or(200, |(seed, _)| seed % 10_000);
+            Search { seeds, caught, otherwise: otherwise.clone() }
+        });
+        Row { bug: Bug::ExitToldEarly, searches: searches.into(), took: Duration::from_secs(3) }
+    }
+
+    #[test]
+    fn a_bug_counts_as_caught_by_its_own_name_alone() {
+        let caught = [Some((4, Invariant::LastOwnerGone)), Some((10_002, Invariant::NotTooEarly))];
+        let good = row(caught, &[(Invariant::AllOrNone, 1)]);
+        assert_eq!((good.median(), good.names().as_str(), good.failure(200)), (2, "4|10", None));
+        let missed = row([caught[0], None], &[]);
+        assert_eq!(missed.failure(200).unwrap(), "exit_told_early: missed within 200 seeds");
+        let misnamed = row([None, None], &[(Invariant::AllOrNone, 3)]);
+        let why = "exit_told_early: not named 4|10 within 200 seeds, but 5";
+        assert_eq!(misnamed.failure(200).unwrap(), why);
+        let planted = Planted { rows: vec![good, missed, misnamed], within: 200 };
+        let figures = planted.figures("chaos planted");
+        assert_eq!((figures.value("planted"), figures.value("missed")), (Some(3.0), Some(2.0)));
+        assert!(!figures.ok && planted.table().contains("3 planted, 2 missed"));
     }
 }

@@ -124,8 +124,8 @@ impl Summary {
             for finding in &outcome.findings {
                 let _ = writeln!(text, "  {finding}");
             }
-            let seed = outcome.seed;
-            let _ = writeln!(text, "  replay: cargo xtask chaos sim --seed {seed} --minimise");
+            let run = outcome.arguments();
+            let _ = writeln!(text, "  replay: cargo xtask chaos sim {run} --minimise");
         }
         text
     }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use rowen_api::v1;
 use rowen_state::{FillerSpec, JobSpec, Owner, Probe, Resources, Shape};
 use rowen_topology::{FabricRecord, Level, drawing};
 
@@ -21,6 +22,11 @@ pub(crate) struct Timing {
     pub(crate) snapshot_every: u64,
     pub(crate) keep_log: u64,
     pub(crate) segment_bytes: u64,
+    /// Entries that share a period of the archive, and how many of these are kept.
+    pub(crate) archive_period_entries: u64,
+    pub(crate) archive_retain: u64,
+    /// Agents that a leader hears a second.
+    pub(crate) agents_per_s: Option<u64>,
 }
 
 impl Timing {
@@ -36,6 +42,38 @@ impl Timing {
             snapshot_every: rng.between(30, 400),
             keep_log: rng.between(5, 100),
             segment_bytes: rng.between(1, 8) * 8_192,
+            archive_period_entries: rng.between(40, 500),
+            archive_retain: rng.between(2, 6),
+            agents_per_s: rng.chance(50).then(|| rng.between(1, 30)),
+        }
+    }
+}
+
+/// No timing that is ever set grants more.
+pub(crate) const LONGEST_LEASE_MS: u64 = 36_000;
+
+impl Timing {
+    /// What a cluster begins with.
+    pub(crate) fn initial(&self) -> rowen_state::Timing {
+        let Timing { node_lease_ms, heartbeat_ms, kill_ms, drift_ppm, .. } = *self;
+        rowen_state::Timing { node_lease_ms, heartbeat_ms, kill_ms, drift_ppm }
+    }
+
+    /// What an operator sets instead: whatever the machines can keep to.
+    pub(crate) fn change(&self, rng: &mut Rng) -> v1::TimingChange {
+        let heartbeat_ms = rng.between(700, 4_000);
+        let own = |rng: &mut Rng, value| rng.chance(70).then_some(value);
+        v1::TimingChange {
+            node_lease_ms: Some(heartbeat_ms * rng.between(3, 9)),
+            heartbeat_ms: Some(heartbeat_ms),
+            kill_ms: {
+                let ms = rng.between(self.kill_ms, 3 * self.kill_ms);
+                own(rng, ms)
+            },
+            drift_ppm: {
+                let ppm = rng.between(self.drift_ppm, 5 * self.drift_ppm);
+                own(rng, ppm)
+            },
         }
     }
 }

@@ -1,7 +1,9 @@
 //! The streams between agents and replicas: values of the wire, in order, over links that may be
 //! cut. A stream over a dead link looks alive to either side until that side has waited long enough.
+//! What was said into it meanwhile may still arrive when the link is mended, as TCP sends it again:
+//! late, in its order, when the agent has long opened another stream.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 use rowen_agent::core::{Epoch, TaskKey};
 use rowen_api::v1::{self, AgentMessage, agent_message, server_message};
@@ -11,6 +13,7 @@ use tonic::Status;
 
 use crate::{
     inbox::Arrived,
+    logs::Writer,
     message::{DesiredTask, Event, MachineAt, ReplicaAt, ToAgent, ToLeader},
     net::Host,
     world::World,
@@ -31,7 +34,18 @@ struct Stream {
     replica: ReplicaAt,
     up: Up,
     pump: tokio::task::AbortHandle,
+    /// What the agent's machine sends again until it arrives.
+    held: VecDeque<ToLeader>,
+    /// The agent has closed it: nothing comes after what is held.
+    closing: bool,
+    /// Until when the machine tries; 0: nothing is held.
+    held_until_ms: u64,
 }
+
+/// More than that waits for no link: the agent is held up and gives the stream up.
+const HELD_MESSAGES: usize = 1_000;
+/// How long a machine sends again what was not acknowledged.
+const HELD_MS: u64 = 20_000;
 
 impl World {
     /// An agent tries the next replica, or the one it was sent to.
@@ -54,7 +68,7 @@ impl World {
         self.streams.last += 1;
         let session = self.streams.last;
         let (up, incoming) = mpsc::unbounded_channel();
-        let (shell, inbox) = (shell.clone(), self.inbox.clone());
+        let (shell, inbox, addr) = (shell.clone(), self.inbox.clone(), seat.addr.clone());
         let pump = process.spawn(async move {
             let incoming = futures::stream::unfold(incoming, |mut incoming| async {
                 incoming.recv().await.map(|message| (message, incoming))
@@ -62,13 +76,21 @@ impl World {
             let mut outgoing = shell.attach(Box::pin(incoming));
             drop(shell);
             while let Some(Ok(message)) = outgoing.recv().await {
-                if let Some(message) = to_agent(message) {
+                if let Some(message) = to_agent(message, &addr) {
                     inbox.push(Arrived::Said { session, message });
                 }
             }
             inbox.push(Arrived::HungUp { session });
         });
-        let stream = Stream { machine, replica, up, pump: pump.abort_handle() };
+        let stream = Stream {
+            machine,
+            replica,
+            up,
+            pump: pump.abort_handle(),
+            held: VecDeque::new(),
+            closing: false,
+            held_until_ms: 0,
+        };
         self.streams.open.insert(session, stream);
         self.machines[machine].hello(session, &mut self.context);
     }
@@ -78,19 +100,50 @@ impl World {
         self.group.net().is_open(here, there) && self.group.net().is_open(there, here)
     }
 
-    /// What an agent said arrives.
+    /// What an agent said arrives, now or when the link is mended.
     pub(crate) fn goes_up(&mut self, machine: MachineAt, session: u64, message: ToLeader) {
-        let Some(stream) = self.streams.open.get(&session) else { return };
-        if !self.machines[machine].link.up || !self.reaches(machine, stream.replica) {
-            let in_ms = self.context.rng.between(500, 6_000);
-            return self.context.later(in_ms, Event::Hangup { machine, session });
-        }
-        let name = self.names[machine].clone();
-        let row = &self.machines[machine];
-        let message = from_agent(message, machine, row.gpus, name);
-        if stream.up.send(Ok(message)).is_err() {
+        let Some(stream) = self.streams.open.get_mut(&session) else { return };
+        stream.held.push_back(message);
+        if stream.held_until_ms == 0 {
+            stream.held_until_ms = self.context.now_ms + HELD_MS;
+            self.flush(session);
+        } else if stream.held.len() > HELD_MESSAGES {
             self.context.later(1, Event::Hangup { machine, session });
         }
+    }
+
+    /// Delivers what is held, if it can.
+    pub(crate) fn flush(&mut self, session: u64) {
+        let Some(stream) = self.streams.open.get(&session) else { return };
+        let (machine, replica) = (stream.machine, stream.replica);
+        let open = self.machines[machine].link.up && self.reaches(machine, replica);
+        let now_ms = self.context.now_ms;
+        let stream = self.streams.open.get_mut(&session).expect("looked up above");
+        if !open && now_ms < stream.held_until_ms {
+            let in_ms = self.context.rng.between(100, 1_500);
+            return self.context.later(in_ms, Event::Flush { session });
+        }
+        stream.held_until_ms = 0;
+        let held = std::mem::take(&mut stream.held);
+        if !open {
+            return self.context.later(1, Event::Hangup { machine, session });
+        }
+        for message in held {
+            let (name, gpus) = (self.names[machine].clone(), self.machines[machine].gpus);
+            let message = from_agent(message, machine, gpus, name);
+            if stream.up.send(Ok(message)).is_err() {
+                return self.context.later(1, Event::Hangup { machine, session });
+            }
+        }
+        if stream.closing {
+            self.closed(session);
+        }
+    }
+
+    /// A machine's power fails: what it would have sent again is gone.
+    pub(crate) fn lose_held(&mut self, machine: MachineAt) {
+        let streams = self.streams.open.values_mut();
+        streams.filter(|stream| stream.machine == machine).for_each(|stream| stream.held.clear());
     }
 
     /// What a replica said leaves it.
@@ -115,8 +168,14 @@ impl World {
         }
     }
 
-    /// The replica notices that the agent is gone.
+    /// The replica notices that the agent is gone, after all that was said.
     pub(crate) fn closed(&mut self, session: u64) {
+        if let Some(stream) = self.streams.open.get_mut(&session)
+            && !stream.held.is_empty()
+        {
+            stream.closing = true;
+            return;
+        }
         if let Some(stream) = self.streams.open.remove(&session) {
             stream.pump.abort();
         }
@@ -162,6 +221,10 @@ fn from_agent(message: ToLeader, machine: MachineAt, gpus: u32, node: String) ->
             let tasks = tasks.into_iter().map(report).collect();
             agent_message::Kind::Report(v1::Report { seq, tasks })
         }
+        ToLeader::Log { read, data, end, error } => {
+            let (stream, data) = ("stdout".into(), data.into_bytes());
+            agent_message::Kind::Log(v1::LogChunk { read, stream, data, end, error })
+        }
         ToLeader::GpuHealth { sick } => {
             let trouble = |ordinal| match sick.contains(ordinal) {
                 true => String::from("XID 79"),
@@ -194,9 +257,14 @@ fn report(task: TaskReport) -> v1::TaskReport {
     }
 }
 
-fn to_agent(message: v1::ServerMessage) -> Option<ToAgent> {
+/// What the replica at `addr` says.
+fn to_agent(message: v1::ServerMessage, addr: &str) -> Option<ToAgent> {
     Some(match message.kind? {
-        server_message::Kind::Welcome(welcome) => ToAgent::Welcome { term: welcome.term },
+        server_message::Kind::Welcome(welcome) => ToAgent::Welcome {
+            term: welcome.term,
+            node_lease_ms: welcome.node_lease_ms,
+            heartbeat_ms: welcome.heartbeat_ms,
+        },
         server_message::Kind::HeartbeatAck(ack) => {
             ToAgent::HeartbeatAck { seq: ack.seq, term: ack.term }
         }
@@ -206,8 +274,19 @@ fn to_agent(message: v1::ServerMessage) -> Option<ToAgent> {
             term: desired.term,
             tasks: desired.tasks.into_iter().map(desired_task).collect(),
         },
-        server_message::Kind::Refused(refused) => ToAgent::Refused { leader: refused.leader },
-        _ => return None,
+        server_message::Kind::Refused(refused) => {
+            let retry_after_ms = refused.retry_after_ms;
+            // It leads, and takes the agent later.
+            let leader = if retry_after_ms > 0 { addr.to_owned() } else { refused.leader };
+            ToAgent::Refused { leader, retry_after_ms }
+        }
+        server_message::Kind::ReadLog(read) => {
+            let owner = read.owner.unwrap_or_default();
+            let (job, attempt) = (JobId(owner.id), owner.part as u32);
+            let writer = Writer { job, attempt, rank: read.rank };
+            ToAgent::ReadLog { read: read.read, writer, follow: read.follow }
+        }
+        server_message::Kind::StopLog(stop) => ToAgent::StopLog { read: stop.read },
     })
 }
 

@@ -76,6 +76,18 @@ impl Truth {
         self.state().seen.last_key_value().map_or(0, |(index, _)| *index)
     }
 
+    /// The state's hash after the entry at `index`, if any replica has applied so much.
+    pub(crate) fn hash_at(&self, index: u64) -> Option<u128> {
+        self.state().seen.range(..=index).next_back().map(|(_, seen)| seen.state_hash)
+    }
+
+    /// All goes on from another state at `index`; what came after it has never been.
+    pub(crate) fn go_back(&self, index: u64, state_hash: u128) {
+        let state = &mut *self.state();
+        state.seen.split_off(&index);
+        state.seen.insert(index, Seen { entry: 0, state_hash });
+    }
+
     fn applied(&self, replica: ReplicaAt, index: u64, bytes: &[u8], state_hash: u128) {
         let state = &mut *self.state();
         let seen = Seen { entry: fnv(bytes), state_hash };
@@ -107,6 +119,11 @@ impl Truth {
         }
     }
 
+    fn wrong(&self, finding: Finding) {
+        self.state().wrong.push(finding);
+        self.inbox.push(Arrived::Applied);
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -122,11 +139,28 @@ fn fnv(bytes: &[u8]) -> u64 {
 pub(crate) struct Watched {
     pub(crate) machine: SimulatedMachine,
     pub(crate) replica: ReplicaAt,
+    /// The newest version that its build reads.
+    pub(crate) reads: u32,
     pub(crate) truth: Truth,
+}
+
+impl Watched {
+    /// A build of before would have stopped here. The third byte of a record is its version.
+    fn check_reads(&self, index: u64, bytes: &[u8]) {
+        let version = bytes.get(2).copied();
+        if version.is_none_or(|version| u32::from(version) > self.reads) {
+            let what = format!(
+                "replica {} reads version {} and is given {version:?} at #{index}",
+                self.replica, self.reads
+            );
+            self.truth.wrong(Finding::new(Invariant::NothingLost, what));
+        }
+    }
 }
 
 impl StateMachine for Watched {
     fn apply(&mut self, index: u64, entry: &[u8]) -> Applied {
+        self.check_reads(index, entry);
         let applied = self.machine.apply(index, entry);
         self.truth.applied(self.replica, index, entry, self.machine.cluster().state_hash());
         applied
@@ -141,6 +175,7 @@ impl StateMachine for Watched {
     }
 
     fn restore(&mut self, index: u64, snapshot: &[u8]) -> Result<(), String> {
+        self.check_reads(index, snapshot);
         self.machine.restore(index, snapshot)?;
         self.truth.restored(self.replica, index, self.machine.cluster().state_hash());
         Ok(())

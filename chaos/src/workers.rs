@@ -1,4 +1,4 @@
-//! Seeds side by side, each on a thread with a runtime of its own; their outcomes in order, so that
+//! Seeds side by side, each on a thread with a runtime of its own; what they give in order, so that
 //! nothing depends on which thread was quicker.
 
 use std::{
@@ -8,30 +8,28 @@ use std::{
     thread,
 };
 
-use crate::world::Outcome;
-
-struct Progress<F> {
+struct Progress<T, F> {
     next: u64,
-    /// Outcomes that wait for one before them.
-    ready: BTreeMap<u64, Outcome>,
+    /// Results that wait for one before them.
+    ready: BTreeMap<u64, T>,
     /// The next one to be handed on.
     wanted: u64,
     sink: F,
 }
 
-/// Runs every seed of `range` on `jobs` threads and hands the outcomes to `sink`, by seed.
-pub(crate) fn run(
+/// Runs every number of `range` on `jobs` threads and hands the results to `sink`, in order.
+pub(crate) fn run<T: Send>(
     range: Range<u64>,
     jobs: usize,
-    one: impl Fn(u64) -> Outcome + Sync,
-    sink: impl FnMut(Outcome) + Send,
+    one: impl Fn(u64) -> T + Sync,
+    sink: impl FnMut(T) + Send,
 ) {
     let progress =
         Progress { next: range.start, ready: BTreeMap::new(), wanted: range.start, sink };
     let progress = Mutex::new(progress);
     let lock = || progress.lock().unwrap_or_else(PoisonError::into_inner);
     let work = || loop {
-        let seed = {
+        let number = {
             let mut progress = lock();
             if progress.next >= range.end {
                 return;
@@ -39,13 +37,13 @@ pub(crate) fn run(
             progress.next += 1;
             progress.next - 1
         };
-        let outcome = one(seed);
+        let result = one(number);
         let mut guard = lock();
         let progress = &mut *guard;
-        progress.ready.insert(seed, outcome);
-        while let Some(outcome) = progress.ready.remove(&progress.wanted) {
+        progress.ready.insert(number, result);
+        while let Some(result) = progress.ready.remove(&progress.wanted) {
             progress.wanted += 1;
-            (progress.sink)(outcome);
+            (progress.sink)(result);
         }
     };
     thread::scope(|scope| {
@@ -60,13 +58,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn outcomes_come_in_order_whoever_is_quicker() {
+    fn results_come_in_order_whoever_is_quicker() {
         let one = |seed: u64| {
             thread::sleep(std::time::Duration::from_millis(20 * (seed % 3)));
-            Outcome { seed, ..Outcome::default() }
+            seed
         };
         let mut seeds = Vec::new();
-        run(3..20, 4, one, |outcome| seeds.push(outcome.seed));
+        run(3..20, 4, one, |seed| seeds.push(seed));
         assert_eq!(seeds, (3..20).collect::<Vec<u64>>());
     }
 }

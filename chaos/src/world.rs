@@ -23,14 +23,17 @@ use crate::{
     history::History,
     inbox::{Arrived, Inbox},
     invariant::{Checked, Finding},
+    logs::Readers,
     machine::Machine,
     message::{Event, MachineAt, ReplicaAt},
     net::Net,
+    restore::Restores,
     rng::Rng,
     setup::{self, Timing},
     streams::Streams,
     timeline::{Lane, Timeline},
     truth::Truth,
+    watches::Watches,
 };
 
 /// A world that has not come to rest this long after the faults ended never will.
@@ -39,6 +42,11 @@ const REST_WITHIN_MS: u64 = 2 * 3_600_000;
 const REST_MS: u64 = 30_000;
 /// How often it is looked whether it is at rest.
 const LOOK_MS: u64 = 1_000;
+/// An archive that is not whole this long after the faults ended never will be.
+const FETCHED_WITHIN_MS: u64 = 600_000;
+/// How often streams are looked at, and every how manieth time an archive is.
+const LOOK_AROUND_MS: u64 = 1_000;
+const ARCHIVE_LOOKS: u64 = 15;
 /// A cluster that has no fabric this long after its start never will.
 const FOUND_WITHIN_MS: u64 = 600_000;
 
@@ -67,6 +75,12 @@ pub(crate) struct World {
     pub(crate) splits: u64,
     /// New replicas that were asked for, by address, and whom each stands in for.
     pub(crate) replacing: BTreeMap<String, Option<ReplicaAt>>,
+    pub(crate) restores: Restores,
+    pub(crate) watches: Watches,
+    pub(crate) readers: Readers,
+    healed_ms: u64,
+    /// How often it was looked around.
+    looks: u64,
     began: Instant,
 }
 
@@ -76,6 +90,10 @@ pub(crate) struct Options {
     pub(crate) seed: u64,
     /// Draws to leave out.
     pub(crate) drop: BTreeSet<Draw>,
+    /// For how long faults are on; drawn where it is not said.
+    pub(crate) minutes: Option<u64>,
+    /// How many lines of the trace are kept.
+    pub(crate) tail: usize,
 }
 
 /// How often which fault fell into which phase.
@@ -85,6 +103,8 @@ pub(crate) type Coverage = BTreeMap<(&'static str, &'static str), u64>;
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Outcome {
     pub(crate) seed: u64,
+    /// As the options had it.
+    pub(crate) minutes: Option<u64>,
     pub(crate) simulated_ms: u64,
     pub(crate) digest: u64,
     pub(crate) state_hash: u128,
@@ -99,6 +119,14 @@ pub(crate) struct Outcome {
     pub(crate) draws: Vec<Draw>,
     pub(crate) entries: u64,
     pub(crate) launches: u64,
+}
+
+impl Outcome {
+    /// What names the run, on the command line.
+    pub(crate) fn arguments(&self) -> String {
+        let minutes = self.minutes.map(|minutes| format!(" --minutes {minutes}"));
+        format!("--seed {}{}", self.seed, minutes.unwrap_or_default())
+    }
 }
 
 /// Runs the world of a seed to its end, or to its first finding.
@@ -122,22 +150,25 @@ async fn live(options: &Options) -> Outcome {
             checks::unrest(&mut world);
         }
     }
-    let faults_ms = world.context.rng.between(120_000, 600_000);
+    let drawn_ms = world.context.rng.between(120_000, 600_000);
+    let faults_ms = options.minutes.map_or(drawn_ms, |minutes| minutes * 60_000);
     world.context.later(faults_ms, Event::Heal);
+    world.may_restore(faults_ms);
     world.until_rest(began_ms + faults_ms + REST_WITHIN_MS).await;
     if world.context.findings.is_empty() {
         checks::at_end(&mut world);
+        world.look_at_last();
     }
-    world.outcome(options.seed, began_ms)
+    Outcome { minutes: options.minutes, ..world.outcome(options.seed, began_ms) }
 }
 
 impl World {
     fn new(options: &Options) -> World {
-        let mut context = Context::new(options.seed);
+        let mut context = Context::new(options.seed, options.tail);
         let timing = Timing::draw(&mut context.rng);
         let fabric = setup::fabric(&mut context.rng);
-        let net = Net::new(Rng::new(context.rng.next()));
         let inbox = Inbox::default();
+        let net = Net::new(Rng::new(context.rng.next()), inbox.clone());
         let truth = Truth::new(inbox.clone());
         let group = Group::new(net, inbox.clone(), truth.clone(), timing);
         let mut world = World {
@@ -159,6 +190,11 @@ impl World {
             weakened: None,
             splits: 0,
             replacing: BTreeMap::new(),
+            restores: Restores::default(),
+            watches: Watches::default(),
+            readers: Readers::default(),
+            healed_ms: 0,
+            looks: 0,
             began: Instant::now(),
         };
         world.found();
@@ -185,6 +221,27 @@ impl World {
         }
         self.context.later(200, Event::Operate);
         self.context.later(5_000, Event::Fault);
+        self.context.later(1_000, Event::LookAround);
+    }
+
+    /// Now and then: what lasts, and no single event shows.
+    fn look_around(&mut self) {
+        self.context.later(LOOK_AROUND_MS, Event::LookAround);
+        self.looks += 1;
+        self.look_at_watches();
+        if self.looks.is_multiple_of(ARCHIVE_LOOKS) {
+            let at = (self.looks / ARCHIVE_LOOKS) as usize % self.group.seats.len();
+            self.check_archive(at, false);
+        }
+    }
+
+    /// At rest: streams have said all, and every archive is whole.
+    fn look_at_last(&mut self) {
+        self.verify_now();
+        self.check_watches();
+        for at in self.group.active() {
+            self.check_archive(at, true);
+        }
     }
 
     async fn until_rest(&mut self, until_ms: u64) {
@@ -197,7 +254,9 @@ impl World {
                 continue;
             }
             looked_ms = now_ms;
-            rest_ms = checks::at_rest(self).then(|| rest_ms.unwrap_or(now_ms));
+            let fetching =
+                now_ms < self.healed_ms + FETCHED_WITHIN_MS && !self.archives_are_whole();
+            rest_ms = (checks::at_rest(self) && !fetching).then(|| rest_ms.unwrap_or(now_ms));
             let rested_ms = rest_ms.map_or(0, |since_ms| now_ms - since_ms);
             // An instance may have ended just now, and the leader has not heard of it.
             let settled = || rested_ms > 2 * REST_MS || checks::diverging(self).is_empty();
@@ -217,6 +276,7 @@ impl World {
         faults.insert(("message doubled", "running"), doubled);
         Outcome {
             seed,
+            minutes: None,
             simulated_ms: self.context.now_ms - began_ms,
             digest: self.context.digest(),
             state_hash: self.control.core.cluster().state_hash(),
@@ -246,6 +306,7 @@ impl World {
         while let Some(arrived) = self.inbox.take() {
             self.arrived(arrived);
         }
+        self.check_waiting();
         while let Some(event) = self.context.events.take_due(self.context.now_ms) {
             self.happen(event);
         }
@@ -259,6 +320,11 @@ impl World {
             Arrived::Answered { operation, replica, told } => {
                 self.answers(operation, replica, told);
             }
+            Arrived::Voted { voter, term, candidate } => self.check_vote(voter, term, candidate),
+            Arrived::BackedUp { bytes } => self.backed_up(bytes),
+            Arrived::Made { replica, life, made } => self.made(replica, life, made),
+            Arrived::Watched { watch, stream, shown } => self.watch_says(watch, stream, shown),
+            Arrived::LogLine { reader, stream, line } => self.log_line(reader, stream, line),
             Arrived::Opened { replica, life, shell } => self.opened(replica, life, shell),
             Arrived::Refused { replica, life, why } => self.refused(replica, life, &why),
             Arrived::Ended { replica, life, why } => self.ended(replica, life, &why),
@@ -319,6 +385,8 @@ impl World {
                     machines[machine].hear(session, message, timing, context);
                 }
             }
+            Event::Flush { session } => self.flush(session),
+            Event::Loop { machine, left } => self.next_loop(machine, left),
             Event::Hangup { machine, session } => machines[machine].hangup(session, context),
             Event::Closed { session } => self.closed(session),
             Event::Mend { machine } => {
@@ -332,6 +400,9 @@ impl World {
             }
             Event::Thaw { replica, life } => self.thaw(replica, life),
             Event::MendDisk { replica } => self.mend_disk(replica),
+            Event::BackUp => self.back_up(),
+            Event::Restore => self.restore(),
+            Event::Upgrade { replica } => self.upgrade(replica),
             Event::Uncut { from, to } => self.group.net().cut(from, to, false),
             Event::Unsplit { number } => {
                 if number == self.splits {
@@ -343,6 +414,12 @@ impl World {
             Event::Ask { operation, replica } => self.asked(operation, replica),
             Event::Told { operation, replica, told } => self.told(operation, replica, told),
             Event::Retry { operation } => self.ask(operation),
+            Event::Watch { watch } => self.open_watch(watch),
+            Event::WatchAsked { watch, replica } => self.watch_asked(watch, replica),
+            Event::Shown { watch, stream, shown } => self.shown(watch, stream, shown),
+            Event::WatchBroke { watch, stream } => self.watch_broke(watch, stream),
+            Event::ReadLog { reader } => self.read_log(reader),
+            Event::LookAround => self.look_around(),
             Event::Fault => self.fault(),
             Event::Heal => self.heal(),
         }
@@ -372,6 +449,7 @@ impl World {
     fn heal(&mut self) {
         self.context.note(format_args!("faults end"));
         self.healed = true;
+        self.healed_ms = self.context.now_ms;
         self.context.timeline.mark(Lane::Control, "faults end".into(), self.context.now_ms);
         for machine in 0..self.machines.len() {
             self.context.later(1, Event::Mend { machine });

@@ -126,17 +126,17 @@ impl World {
     /// Plans, and ends what has to end, until neither changes anything. Whether it came so far.
     fn settle(&mut self) -> Result<bool, Refusal> {
         for _ in 0..ROUNDS {
-            let ended = self.end_what_stops()?;
+            // At once, as the leader does: it does not wait for what ends.
             let Plan { based_on, decisions } = plan(&self.cluster);
-            if decisions.is_empty() && !ended {
-                return Ok(true);
-            }
             let moves = decisions.iter().any(|decision| {
                 !matches!(decision, Decision::Wait { .. } | Decision::Unfilled { .. })
             });
-            self.apply(Command::CommitPlan(Plan { based_on, decisions }))?;
+            if !decisions.is_empty() {
+                self.apply(Command::CommitPlan(Plan { based_on, decisions }))?;
+            }
+            let ended = self.end_what_stops()?;
             if !moves && !ended {
-                return Ok(true); // only reasons were written
+                return Ok(true);
             }
         }
         Ok(false)

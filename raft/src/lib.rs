@@ -37,7 +37,7 @@ pub use machine::{Applied, StateMachine};
 pub use membership::MemberStatus;
 pub use offline::{OfflineEntries, OfflineLog, OfflineReplay, read_offline};
 pub use replica::{Committed, Leadership, Member, Replica, ReplicaId, ReplicaMetrics};
-pub use seed::seed;
+pub use seed::{seed, seed_on};
 pub use snapshots::SnapshotError;
 pub use transport::{Dial, Network, RaftService, TransportService, dial_tcp};
 pub use wal::WalError;

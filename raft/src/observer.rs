@@ -10,7 +10,7 @@ use openraft::{Raft, async_runtime::watch::WatchReceiver};
 use tokio::{sync::watch, time::MissedTickBehavior};
 
 use crate::{
-    Archive, Leadership, ReplicaId,
+    Archive, Leadership, Member, ReplicaId,
     machine::Applier,
     replica::member,
     sim,
@@ -96,36 +96,49 @@ impl Observer {
     }
 }
 
-/// Fetches from the leader what the archive lacks, after catching up by snapshot or because what
-/// was there is not what the state says.
+/// Fetches from a peer what the archive lacks, after catching up by snapshot or because what was
+/// there is not what the state says. The leader is asked first and every other member in turn: a
+/// leader may lack records too, and it leads for long.
 pub(crate) async fn repair_archive(
+    own: ReplicaId,
+    raft: Raft<TypeConfig, Applier>,
     leadership: watch::Receiver<Leadership>,
     archive: Arc<Archive>,
     peers: Peers,
 ) {
     let mut ticks = tokio::time::interval(ARCHIVE_REPAIR_EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut asked = 0;
     for round in 1u32.. {
         ticks.tick().await;
-        let Leadership { leader: Some(leader), is_leader: false, .. } = leadership.borrow().clone()
-        else {
-            continue; // who leads has nobody to fetch from: what is put aside would be missed
-        };
+        let Leadership { leader, is_leader, .. } = leadership.borrow().clone();
         if !archive.has_gap().unwrap_or(false) {
-            if round.is_multiple_of(ROUNDS_A_CHECK) {
+            asked = 0;
+            // Whoever leads is asked by the others: what it put aside would be missed.
+            if leader.is_some() && !is_leader && round.is_multiple_of(ROUNDS_A_CHECK) {
                 check_archive(&archive).await;
             }
             continue;
         }
-        match fetch_archive(&peers, leader.id.0, &leader.addr, &archive).await {
-            Ok(true) => tracing::info!(from = leader.id.0, "the archive is whole again"),
-            Ok(false) => {
-                let from = leader.id.0;
-                tracing::warn!(from, "what the leader's archive has does not close the gap");
-            }
-            Err(error) => tracing::warn!(from = leader.id.0, %error, "archive not fetched yet"),
+        let peers_of_it = others(&raft, own, leader);
+        let Some(peer) = peers_of_it.get(asked % peers_of_it.len().max(1)) else { continue };
+        asked += 1;
+        let from = peer.id.0;
+        match fetch_archive(&peers, from, &peer.addr, &archive).await {
+            Ok(true) => tracing::info!(from, "the archive is whole again"),
+            Ok(false) => tracing::warn!(from, "what the peer's archive has does not close the gap"),
+            Err(error) => tracing::warn!(from, %error, "archive not fetched yet"),
         }
     }
+}
+
+/// All members but `own`, the leader first.
+fn others(raft: &Raft<TypeConfig, Applier>, own: ReplicaId, leader: Option<Member>) -> Vec<Member> {
+    let metrics = raft.metrics();
+    let metrics = metrics.borrow_watched();
+    let members = metrics.membership_config.nodes().map(|(id, node)| member(*id, node));
+    let behind = members.filter(|other| Some(other) != leader.as_ref());
+    leader.iter().cloned().chain(behind).filter(|other| other.id != own).collect()
 }
 
 async fn check_archive(archive: &Arc<Archive>) {

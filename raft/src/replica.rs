@@ -235,7 +235,8 @@ impl Replica {
             failed: failed_sender,
             stopped: Arc::clone(&stopped),
         };
-        let repair = repair_archive(leadership.clone(), Arc::clone(&archive), peers.clone());
+        let (kept, leads) = (Arc::clone(&archive), leadership.clone());
+        let repair = repair_archive(config.id, raft.clone(), leads, kept, peers.clone());
         let (proposals, proposed) = mpsc::unbounded_channel(); // `pending` bounds it
         let proposing = proposals::run(raft.clone(), proposed, leadership.clone());
         let mut tasks = vec![sim::spawn(observer.run()), sim::spawn(repair), sim::spawn(proposing)];

@@ -1,13 +1,10 @@
 //! Makes an empty data folder into that of a one-member group with a given state: how a backup
 //! comes back. Never touches a folder that holds anything.
 
-use std::{
-    fs, io,
-    path::Path,
-    sync::{Arc, mpsc},
-};
+use std::{fs, io, path::Path, sync::Arc};
 
 use openraft::BasicNode;
+use tokio::sync::oneshot;
 
 use crate::{
     ArchiveRecord, Member, OpenError, ReplicaConfig, WalError,
@@ -36,11 +33,6 @@ pub fn seed(
     records: impl Iterator<Item = ArchiveRecord>,
     member: Member,
 ) -> Result<(), OpenError> {
-    config.check()?;
-    if member.id != config.id {
-        let fix = format!("the member is {}, the folder's {}", member.id, config.id);
-        return Err(OpenError::Config { field: "id", fix });
-    }
     let dir = config.dir.as_path();
     let disk = Arc::new(RealDisk::default());
     let fail = |error: io::Error| WalError::io("make", dir)(error);
@@ -49,15 +41,35 @@ pub fn seed(
         let fix = format!("{} is not empty: choose another folder", dir.display());
         return Err(OpenError::Config { field: "dir", fix });
     }
+    // The log has a thread of its own: nothing of this waits for a runtime.
+    futures::executor::block_on(seed_on(disk, config, (index, snapshot), records, member))
+}
+
+/// The same on an empty disk of any kind, where nothing blocks.
+pub async fn seed_on(
+    disk: Arc<dyn Disk>,
+    config: &ReplicaConfig,
+    (index, snapshot): (u64, &[u8]),
+    records: impl Iterator<Item = ArchiveRecord>,
+    member: Member,
+) -> Result<(), OpenError> {
+    config.check()?;
+    if member.id != config.id {
+        let fix = format!("the member is {}, the folder's {}", member.id, config.id);
+        return Err(OpenError::Config { field: "id", fix });
+    }
+    let dir = config.dir.as_path();
+    let fail = |error: io::Error| WalError::io("make", dir)(error);
+    disk.create_dir(dir).map_err(fail)?;
     let lock = disk.lock(&dir.join("LOCK")).map_err(fail)?;
     let _lock = lock.ok_or_else(|| OpenError::Locked { dir: dir.display().to_string() })?;
     let mark = dir.join(UNFINISHED);
     disk.create(&mark).map_err(fail)?;
     disk.sync_dir(dir).map_err(fail)?;
 
-    write_archive(config, index, records)?;
+    write_archive(&disk, config, index, records)?;
     write_snapshot(disk.clone(), config, index, snapshot, member)?;
-    write_log(disk.clone(), config, index)?;
+    write_log(disk.clone(), config, index).await?;
 
     disk.remove(&mark).map_err(fail)?;
     disk.sync_dir(dir).map_err(fail)?;
@@ -75,11 +87,16 @@ pub(crate) fn check_finished(disk: &dyn Disk, dir: &Path) -> Result<(), OpenErro
 }
 
 fn write_archive(
+    disk: &Arc<dyn Disk>,
     config: &ReplicaConfig,
     index: u64,
     records: impl Iterator<Item = ArchiveRecord>,
 ) -> Result<(), OpenError> {
-    let archive = Archive::open(&config.dir.join("archive"), config.retention())?;
+    let dir = config.dir.join("archive");
+    let archive = match disk.is_simulated() {
+        true => Archive::open_simulated(Arc::clone(disk), &dir, config.retention())?,
+        false => Archive::open(&dir, config.retention())?,
+    };
     archive.write(index, Vec::new(), None)?;
     let mut piece = Vec::new();
     for record in records {
@@ -95,7 +112,7 @@ fn write_archive(
 }
 
 fn write_snapshot(
-    disk: Arc<RealDisk>,
+    disk: Arc<dyn Disk>,
     config: &ReplicaConfig,
     index: u64,
     snapshot: &[u8],
@@ -112,19 +129,23 @@ fn write_snapshot(
     snapshots.save(&meta, snapshot).map_err(SnapshotError::into)
 }
 
-fn write_log(disk: Arc<RealDisk>, config: &ReplicaConfig, index: u64) -> Result<(), OpenError> {
+async fn write_log(
+    disk: Arc<dyn Disk>,
+    config: &ReplicaConfig,
+    index: u64,
+) -> Result<(), OpenError> {
     let wal = Wal::open(disk, wal_options(config))?;
     let vote = Vote::new_committed(TERM, config.id.0);
-    durable(|done| wal.save_vote(vote, done))?;
-    durable(|done| wal.purge(log_id(TERM, index), index, done))?;
+    durable(|done| wal.save_vote(vote, done)).await?;
+    durable(|done| wal.purge(log_id(TERM, index), index, done)).await?;
     wal.save_committed(Some(log_id(TERM, index)));
-    wal.close_blocking();
+    wal.close().await;
     Ok(())
 }
 
-/// Submits something and waits, on this thread, until it is on disk.
-fn durable(submit: impl FnOnce(Done) -> Result<(), WalError>) -> Result<(), WalError> {
-    let (sender, receiver) = mpsc::channel();
+/// Submits something and waits until it is on disk.
+async fn durable(submit: impl FnOnce(Done) -> Result<(), WalError>) -> Result<(), WalError> {
+    let (sender, receiver) = oneshot::channel();
     submit(Box::new(move |result| drop(sender.send(result))))?;
-    receiver.recv().unwrap_or(Err(WalError::Closed))
+    receiver.await.unwrap_or(Err(WalError::Closed))
 }

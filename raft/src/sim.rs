@@ -15,7 +15,8 @@ pub use process::{MachineClock, Process, blocking, spawn};
 pub(crate) use runtime::Processes;
 
 use crate::{
-    ReplicaConfig, replica::wal_options, sim_disk::SimDisk, snapshots::Snapshots, wal::recover,
+    ReplicaConfig, ReplicaId, replica::wal_options, sim_disk::SimDisk, snapshots::Snapshots,
+    wal::recover,
 };
 
 /// The next number of a simulation, and its state after it (Steele, Lea, Flood 2014).
@@ -25,6 +26,13 @@ pub(crate) fn splitmix64(state: &mut u64) -> u64 {
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     z ^ (z >> 31)
+}
+
+/// The vote, term and candidate, that a power cut now would certainly leave on the disk of the
+/// replica of `config`. None where there is none, or the disk cannot be read.
+pub fn durable_vote(disk: &SimDisk, config: &ReplicaConfig) -> Option<(u64, ReplicaId)> {
+    let vote = recover::survey(&disk.durable_copy(), &wal_options(config)).ok()?.vote?;
+    Some((vote.leader_id.term, ReplicaId(vote.leader_id.voted_for)))
 }
 
 /// The last entry that a power cut now would certainly leave on the disk of the replica of

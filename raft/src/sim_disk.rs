@@ -113,6 +113,11 @@ impl SimDisk {
         self.state().misdirecting = true;
     }
 
+    /// Whether a write has still to be misdirected; from now on none is.
+    pub fn steady(&self) -> bool {
+        std::mem::take(&mut self.state().misdirecting)
+    }
+
     /// From now on a write with its sync takes so long.
     pub fn slow(&self, least: Duration, most: Duration) {
         self.state().delay = (least, most);
@@ -132,10 +137,12 @@ impl SimDisk {
             to.durable_names.clone_from(&from.durable_names);
             to.dirs.clone_from(&from.dirs);
             to.boot = from.boot;
-            let kept = from.files.iter().map(|file| Contents {
-                bytes: file.durable.clone(),
-                durable: file.durable.clone(),
-                dirty: BTreeSet::new(),
+            // What has no name any more takes no room.
+            let named: BTreeSet<usize> = from.durable_names.values().copied().collect();
+            let kept = from.files.iter().enumerate().map(|(file, contents)| {
+                let bytes = if named.contains(&file) { &contents.durable[..] } else { &[] };
+                let (bytes, durable) = (bytes.to_vec(), bytes.to_vec());
+                Contents { bytes, durable, dirty: BTreeSet::new() }
             });
             to.files = kept.collect();
         }

@@ -5,6 +5,7 @@ use std::{sync::Arc, time::Duration};
 
 use rowen_api::v1::{self, replica_service_client::ReplicaServiceClient};
 use rowen_raft::Member;
+use rowen_state::codec::READS_VERSION;
 use tonic::{
     Status,
     transport::{Channel, Endpoint},
@@ -25,9 +26,19 @@ pub trait PeerCalls: Send + Sync {
     async fn checkpoint(&self, peer: &Member, index: u64) -> Result<v1::Checkpoint, Status>;
     /// Tells it that it differs from the majority.
     async fn quarantine(&self, peer: &Member, why: v1::QuarantineRequest) -> Result<(), Status>;
+    /// The newest cluster version that this replica's own build reads.
+    fn reads_version(&self) -> u32;
 }
 
 impl Peers {
+    /// The newest cluster version that this replica's own build reads.
+    pub(crate) fn reads_version(&self) -> u32 {
+        match self {
+            Peers::Grpc => READS_VERSION,
+            Peers::Simulated(calls) => calls.reads_version(),
+        }
+    }
+
     pub(crate) async fn checkpoint(
         &self,
         peer: &Member,

@@ -6,13 +6,14 @@ use std::{
     fs::{self, File},
     io::{Read, Write},
     path::Path,
+    sync::Arc,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use anyhow::{Context, bail};
 use rowen_api::v1::{self, cluster_service_client::ClusterServiceClient};
-use rowen_raft::{Member, Replica, ReplicaConfig, ReplicaId};
-use rowen_state::{MAX_NODE_LEASE_MS, codec::READS_VERSION};
+use rowen_raft::{ArchiveRecord, Member, Replica, ReplicaConfig, ReplicaId, disk::Disk};
+use rowen_state::{MAX_NODE_LEASE_MS, Timing, codec::READS_VERSION};
 use serde::{Deserialize, Serialize};
 use tonic::{Code, Status, transport::Endpoint};
 
@@ -96,15 +97,49 @@ pub fn restore(config: &Config, bytes: &[u8], longest_lease: Duration) -> anyhow
         );
     }
     refuse_used(config)?;
-    let backup = backup::read(bytes)?;
-    let timing = config.timing.initial();
-    let (cluster, id) = backup.cluster.reincarnate(&config.address(), unix_s(), timing, longest_ms);
-    let member = Member { id: ReplicaId(id.0), addr: config.address() };
-    let raft = raft_config(config, member.id);
-    let snapshot = cluster.to_snapshot()?;
-    rowen_raft::seed(&raft, cluster.applied(), &snapshot, backup.records.into_iter(), member)?;
+    let since = (unix_s(), config.timing.initial(), longest_ms);
+    let Reborn { index, snapshot, records, member } = reborn(bytes, config.address(), since)?;
+    let id = member.id;
+    let raft = raft_config(config, id);
+    rowen_raft::seed(&raft, index, &snapshot, records.into_iter(), member)?;
     Identity { replica: id.0, founder: true }.save(&config.data)?;
     Ok(id.0)
+}
+
+/// The same for an empty disk of a simulated world, whose wall clock shows `unix_s`. `raft` gets
+/// the id of the replica.
+pub(crate) async fn restore_on(
+    disk: Arc<dyn Disk>,
+    raft: &mut ReplicaConfig,
+    bytes: &[u8],
+    config: &Config,
+    (unix_s, longest_ms): (u64, u64),
+) -> anyhow::Result<()> {
+    let since = (unix_s, config.timing.initial(), longest_ms);
+    let Reborn { index, snapshot, records, member } = reborn(bytes, config.address(), since)?;
+    raft.id = member.id;
+    rowen_raft::seed_on(disk, raft, (index, &snapshot), records.into_iter(), member).await?;
+    Ok(())
+}
+
+/// What a cluster goes on from after a backup.
+struct Reborn {
+    index: u64,
+    snapshot: Vec<u8>,
+    records: Vec<ArchiveRecord>,
+    member: Member,
+}
+
+fn reborn(
+    bytes: &[u8],
+    addr: String,
+    (unix_s, timing, longest_ms): (u64, Timing, u64),
+) -> anyhow::Result<Reborn> {
+    let backup = backup::read(bytes)?;
+    let (cluster, id) = backup.cluster.reincarnate(&addr, unix_s, timing, longest_ms);
+    let member = Member { id: ReplicaId(id.0), addr };
+    let (index, snapshot) = (cluster.applied(), cluster.to_snapshot()?);
+    Ok(Reborn { index, snapshot, records: backup.records, member })
 }
 
 /// Opens the folder's replica; a founder that has not founded yet does so now.

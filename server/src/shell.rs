@@ -9,7 +9,7 @@ use rowen_api::v1::{
     filler_service_server::FillerService, job_service_server::JobService,
     node_service_server::NodeService, replica_service_server::ReplicaService,
 };
-use rowen_raft::{Replica, sim};
+use rowen_raft::{Replica, ReplicaConfig, sim, sim_disk::SimDisk};
 use rowen_state::{Cluster, Command, Reply, RequestId};
 use tokio::{
     sync::{mpsc, watch},
@@ -20,6 +20,7 @@ use tonic::{Request, Status};
 use crate::{
     agents::Sessions,
     auth::{Principal, Role},
+    backup,
     clock::Clock,
     config::Config,
     leader,
@@ -27,6 +28,7 @@ use crate::{
     peers::{PeerCalls, Peers},
     server::Server,
     services::{self, AgentApi},
+    setup,
 };
 
 /// See the module.
@@ -42,6 +44,7 @@ impl Shell {
         let server = Arc::new(Server {
             checkpoints: feed.checkpoints.clone(),
             stopped: watch::channel(None).0,
+            changing_timing: tokio::sync::Mutex::default(),
             config,
             replica,
             feed,
@@ -122,6 +125,39 @@ impl Shell {
     /// The state, at least as new as everything acknowledged before this call.
     pub async fn read(&self) -> Result<Arc<Cluster>, Status> {
         self.server.read().await
+    }
+
+    /// The same on any replica, as the services read.
+    pub async fn read_anywhere(&self) -> Result<Arc<Cluster>, Status> {
+        self.server.linear().await?;
+        Ok(self.server.view())
+    }
+
+    /// What `rowen cluster backup` writes to its file.
+    pub async fn backup(&self) -> Result<Vec<u8>, Status> {
+        let view = self.read_anywhere().await?;
+        let mut bytes = Vec::new();
+        let keep = |chunk: Vec<u8>| {
+            bytes.extend(chunk);
+            Ok(())
+        };
+        backup::write(&view, self.server.replica.archive(), keep)
+            .map_err(|error| Status::internal(error.to_string()))?;
+        Ok(bytes)
+    }
+
+    /// Makes an empty simulated disk that of the first replica of a cluster that goes on from a
+    /// backup. `raft` gets its id; what its machine's clock shows in seconds, and the longest lease
+    /// that an agent may hold in milliseconds.
+    pub async fn restore_simulated(
+        disk: SimDisk,
+        raft: &mut ReplicaConfig,
+        bytes: &[u8],
+        config: &Config,
+        times: (u64, u64),
+    ) -> Result<(), String> {
+        let restored = setup::restore_on(Arc::new(disk), raft, bytes, config, times).await;
+        restored.map_err(|error| format!("{error:#}"))
     }
 
     /// Resolves when it has stopped itself, with why: its disk failed, or consensus did, or its

@@ -15,10 +15,6 @@ pub(crate) fn in_force(server: &Server, view: &Cluster) -> Timing {
     view.meta().timing.map_or(server.timing().initial(), |in_force| in_force.timing)
 }
 
-/// Held by an operator's change from reading the timing until the changed one is in the state: two
-/// at once would each put the other's fields back. Of the process, which is one replica.
-pub(crate) static CHANGING: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
-
 /// A leader whose state has none yet puts its own there, once it knows what every replica may have
 /// granted by its configuration.
 pub(crate) async fn begin(server: &Server) {

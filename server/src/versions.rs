@@ -5,10 +5,7 @@
 //! that it cannot read. Until the rise every replica can still go back to the older build.
 
 use rowen_raft::{Member, MemberStatus};
-use rowen_state::{
-    Command, ReplicaId,
-    codec::{CodecError, READS_VERSION},
-};
+use rowen_state::{Command, ReplicaId, codec::CodecError};
 use tonic::Status;
 
 use crate::{auth::Principal, members, server::Server};
@@ -35,7 +32,7 @@ pub(crate) async fn of_command(server: &Server, command: &Command) -> Result<u32
 /// Raises the version by one if every member reads the next. Only the leader's call has an effect.
 pub(crate) async fn step(server: &Server) {
     let to = server.view().meta().version + 1;
-    if to > READS_VERSION {
+    if to > server.peers.reads_version() {
         return;
     }
     // The list in the state is what the rise is checked against.
@@ -76,11 +73,11 @@ pub(crate) fn admits(server: &Server, reads: u32) -> Result<(), Status> {
 
 /// The newest version that each member reads; none: it did not answer.
 pub(crate) async fn ask(server: &Server, group: &[MemberStatus]) -> Vec<(ReplicaId, Option<u32>)> {
-    let own = server.replica.id();
+    let (own, own_reads) = (server.replica.id(), server.peers.reads_version());
     let answers = group.iter().map(|status| async move {
         let Member { id, .. } = status.member;
         let reads =
-            if id == own { Some(READS_VERSION) } else { reads(server, &status.member).await.ok() };
+            if id == own { Some(own_reads) } else { reads(server, &status.member).await.ok() };
         (ReplicaId(id.0), reads)
     });
     futures::future::join_all(answers).await

@@ -125,6 +125,9 @@ fn stop(
 /// The notice counts from when a task can first hear of it: an entry that was long on its way, over
 /// a change of leader say, has a deadline that may be over before anybody was told.
 fn whole_notice(stop: &StopAt, task: &Task, now: u64) -> StopAt {
+    if planted(Bug::EvictionWithoutNotice) {
+        return stop.clone();
+    }
     StopAt { kill_at_ms: stop.kill_at_ms.max(now + task.notice_ms), ..stop.clone() }
 }
 

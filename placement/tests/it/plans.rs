@@ -519,8 +519,8 @@ fn a_filler_on_a_sick_gpu_leaves_for_its_cores() {
     check(
         world.plan(),
         expect![[r#"
-        hold 1 on a1:{3}, evicting [1] (node a1: 1 filler leaves, the least lost of all that holds it, within 5000 ms)
-    "#]],
+            wait 1: needs 1 GPU inside one site: node a1 holds it once what already ends there has ended
+        "#]],
     );
     world.settle();
     world.agents();

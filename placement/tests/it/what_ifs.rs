@@ -47,10 +47,14 @@ fn running() -> World {
 #[test]
 fn a_drained_gang_moves_after_its_notice() {
     let world = running();
-    check(&world, vec![drain(&world, "n1")], &expect![[r#"
+    check(
+        &world,
+        vec![drain(&world, "n1")],
+        &expect![[r#"
         job 1 Moves after 120000 ms on [n2] in [node n2]: n1 is drained; then free GPUs in node n2, the tightest fit: room for 0 more such workers is left there
         idle 12 to 8
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
@@ -59,10 +63,14 @@ fn a_gang_without_another_place_waits() {
     world.submit(gang(3, 4, None));
     world.cycle();
     world.agents();
-    check(&world, vec![drain(&world, "n1")], &expect![[r#"
+    check(
+        &world,
+        vec![drain(&world, "n1")],
+        &expect![[r#"
         job 1 Requeues after 0 ms on [] in []: n1 is drained; then needs 4 GPUs inside one site; the nearest, site lab, can give 0 of 4 GPUs: gangs have 12, down, silent or out of service: 4
         idle 0 to 0
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
@@ -72,11 +80,15 @@ fn what_is_submitted_evicts_as_it_would() {
     world.settle();
     world.agents();
     let big = Command::SubmitJob(gang(2, 4, None));
-    check(&world, vec![drain(&world, "n4"), big], &expect![[r#"
-        job 2 (new) Starts after 10000 ms on [n2,n3] in [pod pod-spine]: its GPUs are clear after 5000 ms (plan at index 16)
+    check(
+        &world,
+        vec![drain(&world, "n4"), big],
+        &expect![[r#"
+        job 2 (new) Starts after 5000 ms on [n2,n3] in [pod pod-spine]: its GPUs are clear after 5000 ms (plan at index 15)
         filler chat: 12 to 0, 12 evicted
         idle 0 to 0
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]

@@ -19,6 +19,9 @@ use crate::{Replica, ReplicaId, transport::TransportService};
 pub trait Wire: Send + Sync + 'static {
     /// A message leaves `from` for `to`: how long each copy of it takes. None: it is lost.
     fn carry(&self, from: ReplicaId, to: ReplicaId) -> Vec<Duration>;
+
+    /// `voter` has answered that it votes for `candidate` in `term`: a promise, on its disk by now.
+    fn voted(&self, _voter: ReplicaId, _term: u64, _candidate: ReplicaId) {}
 }
 
 /// The network that a group of simulated replicas is on.
@@ -54,6 +57,11 @@ impl MemoryNetwork {
     /// Nobody answers there any more.
     pub fn hang_up(&self, addr: &str) {
         self.listening().remove(addr);
+    }
+
+    /// A replica has given its vote and is about to say so.
+    pub(crate) fn voted(&self, voter: u64, term: u64, candidate: u64) {
+        self.wire.voted(ReplicaId(voter), term, ReplicaId(candidate));
     }
 
     /// Carries a request to `to` at `addr` and the answer back. Where every copy of either is lost

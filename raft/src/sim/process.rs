@@ -6,6 +6,7 @@ use std::{
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll, Waker},
+    time::Duration,
 };
 
 use tokio::{
@@ -33,12 +34,17 @@ where
 }
 
 /// Runs what blocks or computes for long: on a thread of its own, or, in a simulated process, here
-/// and now, for a thread would end the run's repeatability.
+/// and now, for a thread would end the run's repeatability. There too it takes its time: what it
+/// looked at may be old when it is done.
 pub async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, JoinError> {
     match Process::current() {
-        Some(_) => Ok(work()),
+        Some(process) => {
+            let (done, took) = (work(), process.work_time());
+            tokio::time::sleep(took).await;
+            Ok(done)
+        }
         None => tokio::task::spawn_blocking(work).await,
     }
 }
@@ -146,6 +152,13 @@ impl Process {
     /// The clock of its machine.
     pub fn clock(&self) -> &MachineClock {
         &self.clock
+    }
+
+    /// How long a computation takes: now and then the machine has other things to do.
+    fn work_time(&self) -> Duration {
+        let random = self.state().next_random();
+        let most_ms = if random.is_multiple_of(8) { 1_500 } else { 30 };
+        Duration::from_millis((random >> 8) % most_ms)
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

@@ -63,6 +63,8 @@ impl From<Arc<MemoryNetwork>> for Network {
 pub type Dial = Arc<dyn Fn(&str) -> io::Result<Channel> + Send + Sync>;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
+/// For the next part of an archive: a peer may have to open old periods first.
+const ARCHIVE_PATIENCE: Duration = Duration::from_secs(30);
 const KEEP_ALIVE: Duration = Duration::from_secs(5);
 
 /// Plain TCP.
@@ -381,9 +383,13 @@ pub(crate) async fn fetch_archive(
     archive: &Archive,
 ) -> io::Result<bool> {
     let gaps = archive.gaps();
-    let mut parts = archive_parts(peers, target, addr).await.map_err(io::Error::other)?;
+    let silent = |_| io::Error::new(io::ErrorKind::TimedOut, "the peer says nothing");
+    let asked = tokio::time::timeout(ARCHIVE_PATIENCE, archive_parts(peers, target, addr));
+    let mut parts = asked.await.map_err(silent)?.map_err(io::Error::other)?;
     let mut applied = None;
-    while let Some(part) = parts.next().await {
+    loop {
+        let part = tokio::time::timeout(ARCHIVE_PATIENCE, parts.next());
+        let Some(part) = part.await.map_err(silent)? else { break };
         let part = part.map_err(io::Error::other)?;
         if part.incomplete {
             return Ok(false);

@@ -42,9 +42,17 @@ impl Link {
         &self,
         rpc: VoteRequest<TypeConfig>,
     ) -> Result<VoteResponse<TypeConfig>, Status> {
-        self.call(rpc, |to, service, rpc| async move {
-            service.check_election(to)?;
-            service.raft.vote(rpc).await.map_err(stopped)
+        self.call(rpc, |to, service, rpc| {
+            let network = Arc::clone(&self.network);
+            async move {
+                service.check_election(to)?;
+                let answer = service.raft.vote(rpc).await.map_err(stopped)?;
+                if answer.vote_granted {
+                    let given = answer.vote.leader_id;
+                    network.voted(to, given.term, given.voted_for);
+                }
+                Ok(answer)
+            }
         })
         .await
     }

@@ -236,14 +236,6 @@ impl Wal {
         }
     }
 
-    /// The same, blocking the thread.
-    pub(crate) fn close_blocking(&self) {
-        let (sender, receiver) = std::sync::mpsc::channel();
-        if self.submit_close(Box::new(move |_| sender.send(()).unwrap_or_default())) {
-            receiver.recv().ok();
-        }
-    }
-
     fn submit_close(&self, done: Done) -> bool {
         self.jobs.send(Job { change: Change::Close, done: Some(done) }).is_ok()
     }

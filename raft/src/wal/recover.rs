@@ -32,7 +32,7 @@ use super::{
 use crate::{
     codec,
     disk::{Disk, DiskFile},
-    types::Membership,
+    types::{Membership, Vote},
 };
 
 const MAGIC: &[u8; 8] = b"ROWENWAL";
@@ -92,6 +92,7 @@ pub(crate) struct Survey {
     pub(crate) last: Option<u64>,
     /// The last membership in it, and where.
     pub(crate) membership: Option<(u64, Membership)>,
+    pub(crate) vote: Option<Vote>,
 }
 
 /// Reads the log up to the damage at its end. Changes nothing.
@@ -107,7 +108,7 @@ pub(crate) fn survey(disk: &dyn Disk, options: &WalOptions) -> Result<Survey, Wa
         }
     }
     let last = replay.content.last().map(|id| id.index());
-    Ok(Survey { last, membership: replay.memberships.pop() })
+    Ok(Survey { last, membership: replay.memberships.pop(), vote: replay.content.vote })
 }
 
 impl Recovered {

@@ -93,6 +93,7 @@ pub(crate) fn small(id: u64, dir: &Path) -> ReplicaConfig {
     let mut config = config(id, &dir.join(id.to_string()));
     (config.heartbeat_ms, config.election_min_ms, config.election_max_ms) = (100, 700, 1_000);
     (config.snapshot_every, config.keep_log, config.segment_bytes) = (200, 10, 256 << 10);
+    config.archive_period_entries = 100;
     config
 }
 
@@ -231,5 +232,32 @@ async fn a_replica_that_was_away_catches_up_by_snapshot() {
     group.stop(away).await;
     group.restart(away).await;
     group.all_hold(640).await;
+    group.stop_all().await;
+}
+
+/// Whoever leads may lack records that a follower has.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_fetches_what_its_archive_lacks_from_a_follower() {
+    let mut group = Group::start().await;
+    group.propose("kept", 250, 0).await;
+    group.all_hold(250).await;
+    for position in 0..3 {
+        group.stop(position).await;
+    }
+    for id in ["1", "2"] {
+        std::fs::remove_dir_all(group.dir.path().join(id).join("archive/100")).unwrap();
+    }
+    group.restart(0).await;
+    group.restart(1).await;
+    let leader = group.leader().await;
+    assert!(group.node(leader).replica.archive().has_gap().unwrap());
+    group.restart(2).await;
+    eventually("every archive is whole", || {
+        group.running().all(|node| {
+            let archive = node.replica.archive();
+            !archive.has_gap().unwrap() && archive.scan(b"entry/").unwrap().count() == 250
+        })
+    })
+    .await;
     group.stop_all().await;
 }

@@ -109,6 +109,7 @@ pub fn job_to_proto(cluster: &Cluster, job: &Job) -> v1::Job {
         failures: job.failures,
         gpu_ms: job.gpu_ms + running_gpu_ms,
         events: Vec::new(),
+        index: cluster.applied(),
     }
 }
 

@@ -129,7 +129,7 @@ impl v1::cluster_service_server::ClusterService for ClusterApi {
         let principal = principal(&request)?;
         let v1::SetTimingRequest { request, change } = request.into_inner();
         let id = convert::request_id(request).map_err(invalid)?;
-        let _alone = timing::CHANGING.lock().await;
+        let _alone = self.0.changing_timing.lock().await;
         if self.0.read().await?.meta().timing.is_none() {
             timing::begin_now(&self.0).await?;
             self.0.read().await?; // shows it

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use rowen_api::v1;
-use rowen_state::codec::READS_VERSION;
 use tonic::{Request, Response, Status};
 
 use crate::{
@@ -25,7 +24,7 @@ impl v1::replica_service_server::ReplicaService for ReplicaApi {
         Ok(Response::new(v1::Checkpoint {
             index,
             state_hash,
-            reads_version: READS_VERSION,
+            reads_version: self.0.peers.reads_version(),
             interval: INTERVAL_ENTRIES,
             timing: Some(timing::to_proto(self.0.timing().initial())),
         }))

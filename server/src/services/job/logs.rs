@@ -36,7 +36,7 @@ pub(super) fn read(
     let (sender, receiver) = mpsc::channel(QUEUE);
     for source in sources {
         let (server, sender) = (server.clone(), sender.clone());
-        tokio::spawn(async move { follow(&server, source, &sender).await });
+        rowen_raft::sim::spawn(async move { follow(&server, source, &sender).await });
     }
     Ok(Box::pin(ReceiverStream::new(receiver)))
 }
