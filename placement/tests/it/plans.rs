@@ -505,7 +505,7 @@ fn fillers_leave_for_cores_alone() {
 /// No more leave for cores than it takes, one whose GPU is sick among them.
 #[test]
 fn a_filler_on_a_sick_gpu_leaves_for_its_cores() {
-    let mut world = World::of_version_1("pod p\nblock a: a1 x4\n");
+    let mut world = World::new("pod p\nblock a: a1 x4\n");
     let mut chat = filler("chat", 1, 1);
     chat.resources.cpus = 50;
     world.deploy(chat);

@@ -19,16 +19,7 @@ pub(crate) struct World {
 impl World {
     /// The drawn fabric, every node up.
     pub(crate) fn new(text: &str) -> World {
-        World::begin(Cluster::newest(), text)
-    }
-
-    /// Likewise at version 1, in which a sick GPU does not end what is on it.
-    pub(crate) fn of_version_1(text: &str) -> World {
-        World::begin(Cluster::new(1), text)
-    }
-
-    fn begin(cluster: Cluster, text: &str) -> World {
-        let mut world = World { cluster, index: 0, now_ms: 1_000_000 };
+        let mut world = World { cluster: Cluster::newest(), index: 0, now_ms: 1_000_000 };
         world.apply(Command::SetFabric(drawing::parse(text).unwrap()));
         let nodes: Vec<NodeId> = world.cluster.nodes().iter().map(|(id, _)| id).collect();
         for node in nodes {
