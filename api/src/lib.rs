@@ -7,6 +7,7 @@
 #[expect(
     missing_docs,
     clippy::allow_attributes,
+    clippy::large_enum_variant,
     reason = "generated; the .proto files carry the documentation"
 )]
 pub mod v1 {
