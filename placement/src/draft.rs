@@ -360,11 +360,7 @@ impl<'a> Draft<'a> {
 
     /// As if a gang had gone. From nodes that it has for itself everything comes free.
     pub(crate) fn vacate(&mut self, gang: AllocationId, exclusive: bool) {
-        let Some(allocation) = self.view.allocations().get(gang) else { return };
-        let mut nodes: Vec<_> = allocation.tasks.iter().map(|task| task.node).collect();
-        nodes.sort_unstable();
-        nodes.dedup();
-        for pos in nodes.into_iter().filter_map(|id| self.view.pos_of(id)) {
+        for pos in self.nodes_of_gang(gang) {
             let node = self.view.node_at(pos);
             let rest = match exclusive && node.schedulable() {
                 true => {
@@ -374,6 +370,27 @@ impl<'a> Draft<'a> {
             };
             self.change(pos, |node| node.vacate(gang, rest));
         }
+    }
+
+    /// It has not gone yet after all: what it does not give to its next attempt is nobody's to take,
+    /// and until it ends its claims count beside those of the next.
+    pub(crate) fn occupy(&mut self, gang: AllocationId, claim: &Claim) {
+        for pos in self.nodes_of_gang(gang) {
+            let node = self.view.node_at(pos);
+            let own = node.mask(|slot| slot.owner == Some(gang));
+            let gpus = if claim.exclusive { GpuMask(u64::MAX) } else { own };
+            self.change(pos, |node| node.take(gpus, claim, own.count() / claim.gpus));
+        }
+    }
+
+    /// Where a gang is, each node once.
+    fn nodes_of_gang(&self, gang: AllocationId) -> Vec<NodePos> {
+        let tasks = self.view.allocations().get(gang).map_or(&[][..], |gang| &gang.tasks);
+        let mut nodes: Vec<NodePos> =
+            tasks.iter().filter_map(|task| self.view.pos_of(task.node)).collect();
+        nodes.sort_unstable();
+        nodes.dedup();
+        nodes
     }
 
     /// The tightest domain that holds all of these nodes; `None` when they span sites.

@@ -52,6 +52,7 @@ fn larger(cycle: &mut Cycle<'_>, job: &Job) -> Option<Decision> {
     cycle.queues.give(&job.spec.queue, more_gpus);
     let done = cycle.done_of(&ask.claim, &placement);
     cycle.done.push(done);
+    cycle.draft.occupy(own, &sized.claim);
     let why = format!("from {have} to {} workers: {}", sized.workers, placement.why);
     Some(Decision::Grow { job: job.id, places: placement.places, victims: placement.victims, why })
 }
