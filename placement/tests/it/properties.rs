@@ -226,10 +226,15 @@ fn first_gang_is_served(cluster: &Cluster, job: &Job, plan: &Plan) {
 
 /// Without any one of its victims a hold is refused, and its own domain does not hold the gang.
 fn every_victim_is_needed(cluster: &Cluster, plan: &Plan) {
-    if cluster.queue().any(|job| job.reason.contains(KEPT))
-        || plan.decisions.iter().any(
-            |decision| matches!(decision, Decision::Wait { reason, .. } if reason.contains(KEPT)),
-        )
+    // Kept until what leaves has left, or booked for a planned start, or until it is enough.
+    let kept = |reason: &str| {
+        [KEPT, "; starts by ", "are kept for it"].iter().any(|word| reason.contains(word))
+    };
+    if cluster.queue().any(|job| kept(&job.reason))
+        || plan
+            .decisions
+            .iter()
+            .any(|decision| matches!(decision, Decision::Wait { reason, .. } if kept(reason)))
     {
         return; // free GPUs that the state does not know to be kept
     }
