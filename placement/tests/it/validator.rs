@@ -78,13 +78,13 @@ impl<'a> Seen<'a> {
         assert!(places.len() > has, "{job} has {has} workers and would get {}", places.len());
         let after_ms = known.running_ms + known.spec.shape.grow_after_ms;
         assert!(self.cluster.now_ms() >= after_ms, "{job} has not run long enough");
-        self.fillers_leave(job, places, victims);
+        self.victims_leave(job, places, victims);
         self.stands(job, places, &[victims, &[own]].concat());
     }
 
     fn gang(&mut self, job: JobId, places: &[Place], victims: &[AllocationId]) {
         self.once(job);
-        self.fillers_leave(job, places, victims);
+        self.victims_leave(job, places, victims);
         self.stands(job, places, victims);
     }
 
@@ -133,11 +133,10 @@ impl<'a> Seen<'a> {
         places.iter().for_each(|place| self.place(*place, &spec.resources, gone));
     }
 
-    fn fillers_leave(&mut self, job: JobId, places: &[Place], victims: &[AllocationId]) {
+    fn victims_leave(&mut self, job: JobId, places: &[Place], victims: &[AllocationId]) {
         let nodes: BTreeSet<NodeId> = places.iter().map(|place| place.node).collect();
         for victim in victims {
             let allocation = self.cluster.allocations().get(*victim).expect("a victim exists");
-            assert!(matches!(allocation.owner, Owner::Instance { .. }), "{victim} is a gang");
             assert!(allocation.stop.is_none(), "{victim} leaves already");
             assert!(self.victims.insert(*victim), "{victim} leaves twice");
             let beside = allocation.tasks.iter().any(|task| nodes.contains(&task.node));
