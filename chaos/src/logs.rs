@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use futures::StreamExt as _;
 use rowen_api::v1::{self, job_service_server::JobService as _};
 use rowen_server::Shell;
-use rowen_state::JobId;
+use rowen_state::{JobId, Owner};
 use tonic::Status;
 
 use crate::{
@@ -155,6 +155,8 @@ impl Readers {
 struct Reader {
     job: JobId,
     attempt: u32,
+    /// Of this attempt, which may have fewer than the job asks for.
+    workers: u32,
     tries: u32,
     leader: Option<ReplicaAt>,
     open: Option<Open>,
@@ -185,7 +187,13 @@ impl World {
             && !self.readers.closed
             && !readers.any(|reader| (reader.job, reader.attempt) == (job, attempt))
         {
-            self.readers.list.push(Reader { job, attempt, tries: 0, leader: None, open: None });
+            let cluster = self.control.core.cluster();
+            let own = cluster.jobs().get(job).and_then(|job| job.allocation);
+            let own = own.and_then(|id| cluster.allocations().get(id));
+            let own = own.filter(|own| own.owner == Owner::Gang { job, attempt });
+            let Some(workers) = own.map(|own| own.tasks.len() as u32) else { return };
+            let reader = Reader { job, attempt, workers, tries: 0, leader: None, open: None };
+            self.readers.list.push(reader);
             self.context.later(10, Event::ReadLog { reader: self.readers.list.len() - 1 });
         }
     }
@@ -272,10 +280,12 @@ impl World {
     /// What did not break off must be whole.
     fn log_ended(&mut self, reader: usize) {
         let known = &mut self.readers.list[reader];
-        let Reader { job, attempt, .. } = *known;
+        let Reader { job, attempt, workers, .. } = *known;
         let Some(Open { follows, ranks, .. }) = known.open.take() else { return };
-        let Some(row) = self.control.core.cluster().jobs().get(job) else { return };
-        let (workers, mut broke) = (row.spec.workers, false);
+        if self.control.core.cluster().jobs().get(job).is_none() {
+            return;
+        }
+        let mut broke = false;
         for rank in 0..workers {
             let writer = Writer { job, attempt, rank };
             let Progress { next, broke: this } = ranks.get(&rank).copied().unwrap_or_default();

@@ -83,6 +83,9 @@ impl World {
         if seat.process.is_some() || seat.damaged || unnamed || gone {
             return;
         }
+        // What is misdirected from here on would be damage of the next life, when all of this one
+        // is mended.
+        seat.disk.steady();
         let mut rng = self.own_rng();
         // The first one founds the group at its first start that gets so far.
         let founding = at == 0 && self.control.entries.is_empty();
@@ -115,9 +118,7 @@ impl World {
             self.context.finding(Invariant::NothingTruncated, what);
         }
         if self.weakened == Some(at) && life > 1 {
-            // What was flipped is of no more use to anybody, and nothing else will be.
-            self.group.seats[at].disk.steady();
-            self.weakened = None;
+            self.weakened = None; // what was flipped is of no more use to anybody
         }
     }
 

@@ -403,7 +403,7 @@ mod tests {
             restored.come();
             assert!(watch.renew(&restored.0, NODE, timing.timing.into(), 62_063));
             let settled = Command::SettleTiming { since: timing.since };
-            assert_eq!(watch.due(&restored.0, 62_063), [settled.clone()]);
+            assert_eq!(watch.due(&restored.0, 62_063), std::slice::from_ref(&settled));
             restored.apply(settled).unwrap();
             let margin_ms = Margins::from(timing.timing).until_lost_ms(0);
             assert_eq!(

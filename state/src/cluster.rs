@@ -11,7 +11,7 @@ use xxhash_rust::xxh3::xxh3_128;
 use crate::{
     Allocation, AllocationId, Effect, Epoch, Filler, FillerId, GpuMask, InForce, Job, JobId,
     JobState, Node, NodeId, Outcome, Owner, Place, Queue, QueueId, Record, Replica, ReplicaId,
-    StopReason, Table, Timing,
+    StopReason, Table,
     codec::{self, READS_VERSION, Row, Stored},
     health::{self, Health, Part, Parts},
     ledger::UsageKey,
@@ -208,42 +208,6 @@ impl Cluster {
     /// Nodes by id.
     pub fn nodes(&self) -> &Table<NodeId, Node> {
         &self.nodes
-    }
-
-    /// The state as a cluster restored from a backup begins with it: a new incarnation, so that
-    /// epochs of before are older than any of after, one replica with an id never used, and a timing
-    /// that remembers leases of `longest_lease_ms`: granted after the backup, it says nothing of
-    /// them. `configured` counts where the backup has no timing.
-    #[must_use]
-    pub fn reincarnate(
-        mut self,
-        addr: &str,
-        unix_s: u64,
-        configured: Timing,
-        longest_lease_ms: u64,
-    ) -> (Cluster, ReplicaId) {
-        // Two restores of one backup must not be one incarnation: what one of them gave away, agents
-        // would take for the other's. In a fence it has 32 bits: enough until 2106.
-        let unix_s = unix_s.min(u32::MAX.into());
-        self.meta.incarnation = (self.meta.incarnation + 1).max(unix_s);
-        for id in self.replicas.iter().map(|(id, _)| id).collect::<Vec<_>>() {
-            self.replicas.remove(id);
-        }
-        self.meta.last_replica += 1;
-        let id = ReplicaId(self.meta.last_replica);
-        let admitted_ms = self.meta.now_ms;
-        self.replicas.insert(id, Replica { id, addr: addr.to_owned(), admitted_ms });
-        self.replicas.settle(self.meta.version);
-        // Its one replica is of this build; and what the timing remembers needs version 2.
-        (self.meta.version + 1..=READS_VERSION).for_each(|version| self.rise(version));
-        let before = self.meta.timing;
-        let (timing, since) =
-            before.map_or((configured, self.meta.applied), |before| (before.timing, before.since));
-        let granted = before.map_or(configured, |before| before.widest());
-        let longest = Timing { node_lease_ms: longest_lease_ms, ..granted };
-        let earlier = Some(granted.widest(longest)).filter(|earlier| *earlier != timing);
-        self.meta.timing = Some(InForce { timing, since, earlier });
-        (self, id)
     }
 
     /// The node of that name.
@@ -676,6 +640,11 @@ impl Cluster {
         for id in self.nodes.dirty() {
             self.refresh_index(id);
         }
+        self.settle_tables();
+    }
+
+    /// Brings the digests of the tables up to date.
+    pub(crate) fn settle_tables(&mut self) {
         let version = self.meta.version;
         self.nodes.settle(version);
         self.jobs.settle(version);

@@ -20,6 +20,7 @@ mod ledger;
 mod node;
 mod plan;
 mod queue;
+mod reincarnate;
 mod replica;
 mod requests;
 mod rooms;
