@@ -282,10 +282,12 @@ impl World {
         let known = &mut self.readers.list[reader];
         let Reader { job, attempt, workers, .. } = *known;
         let Some(Open { follows, ranks, .. }) = known.open.take() else { return };
-        if self.control.core.cluster().jobs().get(job).is_none() {
-            return;
-        }
-        let mut broke = false;
+        let cluster = self.control.core.cluster();
+        let Some(row) = cluster.jobs().get(job) else { return };
+        // Of an attempt that is over the state knows only as many workers as the newest one has.
+        let now = row.allocation.and_then(|id| cluster.allocations().get(id));
+        let known = now.map_or(row.last_tasks.len(), |now| now.tasks.len());
+        let (workers, mut broke) = (workers.min(known as u32), false);
         for rank in 0..workers {
             let writer = Writer { job, attempt, rank };
             let Progress { next, broke: this } = ranks.get(&rank).copied().unwrap_or_default();
