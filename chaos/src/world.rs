@@ -373,7 +373,7 @@ impl World {
                     machines[machine].news(key, timing, context);
                 }
             }
-            Event::LinkUp { part } => self.link_is(part, 1_000, false),
+            Event::LinkUp { part } => self.link_is(part, 1_000, self.healed),
             Event::Repaired { machine } => {
                 machines[machine].sick = rowen_state::GpuMask::default();
                 machines[machine].say_health(context);
