@@ -105,6 +105,14 @@ impl World {
         self.context.later(in_ms, Event::LinkUp { part });
     }
 
+    /// The monitor says that all links are in order again.
+    pub(crate) fn mend_links(&mut self) {
+        let faulty = self.control.core.cluster().health();
+        let faulty: Vec<Part> = faulty.map(|(part, _)| part.clone()).collect();
+        let links = faulty.into_iter().filter(|part| matches!(part, Part::Link(_)));
+        links.for_each(|part| self.link_is(part, 1_000, true));
+    }
+
     /// The monitor says so.
     pub(crate) fn link_is(&mut self, part: Part, left_milli: u16, mended: bool) {
         let reason = String::from("chaos");

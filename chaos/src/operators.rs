@@ -216,6 +216,9 @@ impl World {
     pub(crate) fn tend(&mut self) {
         self.context.later(TEND_MS, Event::Tend);
         self.grow_again();
+        if self.healed {
+            self.mend_links(); // what was said of one last may have been overtaken on its way
+        }
         let damaged = self.group.active().into_iter().find(|at| self.group.seats[*at].damaged);
         match damaged {
             // No room for one more beside it: it goes first.
